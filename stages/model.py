@@ -1,7 +1,7 @@
 """A causal language model as a Hugging Face directory.    in: data/corpus, or a hub    out: data/model.
 
-Whatever the source, `data/model` holds the model, and `data/model/revisions/<name>` its other states: always `untrained`,
-the control that tells what the architecture and the tokens alone give.
+Whatever the source, `data/model` holds the model, and `data/model/revisions/<name>` its other states: always
+`untrained`, the control that tells what the architecture and the tokens alone give.
 """
 
 from pathlib import Path

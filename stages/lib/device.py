@@ -20,5 +20,7 @@ def device() -> torch.device:
         chosen = torch.device(name)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"{VARIABLE} is {name!r}, which this machine cannot use: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{VARIABLE} is {name!r}, which this machine cannot use: {str(error).splitlines()[0]}"
+        ) from None
     return chosen

@@ -51,7 +51,9 @@ class Log:
             )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Take the bar away and close the file."""
         if self._bar is not None:
             self._bar.close()
@@ -63,7 +65,8 @@ class Log:
         self._done += units
         if facts:
             self._facts = "  ".join(
-                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in facts.items()
             )
         if self._bar is not None:
             self._bar.set_postfix_str(self._facts, refresh=False)

@@ -53,9 +53,7 @@ def _counts(tokens: Int[np.ndarray, " token"], n: int, d_vocab: int) -> tuple[Ta
     return (histories, totals, np.diff(edges)), (grams, counts, np.ones_like(counts))
 
 
-def _look_up(
-    table: Table, keys: Int[np.ndarray, " gram"]
-) -> tuple[Int[np.ndarray, " gram"], Int[np.ndarray, " gram"]]:
+def _look_up(table: Table, keys: Int[np.ndarray, " gram"]) -> tuple[Int[np.ndarray, " gram"], Int[np.ndarray, " gram"]]:
     """The count and the distinct continuations of each key, 0 where it is unknown."""
     known, totals, distinct = table
     index = np.minimum(np.searchsorted(known, keys), len(known) - 1)

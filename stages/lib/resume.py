@@ -1,8 +1,8 @@
 """Where a long stage keeps its half-finished work, so that killing it loses minutes and changes nothing.
 
-The directory is `$DVC_ROOT/data/.resume/<stage>/<fingerprint>`: outside the declared outputs (DVC deletes those before a
-run) and under the main repository even when an experiment runs in a temporary workspace. The fingerprint covers all that
-determines the result (settings, inputs, code), so a state is never taken up by a run that would differ.
+The directory is `$DVC_ROOT/data/.resume/<stage>/<fingerprint>`: outside the declared outputs (DVC deletes those before
+a run) and under the main repository even when an experiment runs in a temporary workspace. The fingerprint covers all
+that determines the result (settings, inputs, code), so a state is never taken up by a run that would differ.
 """
 
 import fcntl
@@ -34,7 +34,9 @@ def fingerprint(settings: Any, inputs: Iterable[Path] = ()) -> str:
     """
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(f"{torch.__version__} {torch.get_num_threads()}".encode())
-    modules = [module for name, module in sorted(sys.modules.items()) if name == "__main__" or name.startswith("stages.")]
+    modules = [
+        module for name, module in sorted(sys.modules.items()) if name == "__main__" or name.startswith("stages.")
+    ]
     code = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
     for path in [*sorted(code, key=lambda path: path.parts[-3:]), *inputs]:
         digest.update(path.name.encode() + sha256(path).encode())
@@ -71,7 +73,9 @@ class Resume:
         self._lock.flush()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Unlock; what was saved stays for the next run."""
         assert self._lock is not None
         self._lock.close()

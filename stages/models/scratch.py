@@ -1,9 +1,9 @@
 """A small Llama-style language model, trained here on the corpus's `lm_train` split.
 
-Byte-level BPE; RMSNorm, rotary positions and SwiGLU (Touvron et al. 2023, arXiv:2302.13971, section 2.2); the matrices of
-the blocks are optimised by Muon, which orthogonalises their momentum (Jordan et al. 2024; Liu et al. 2025,
-arXiv:2502.16982), and everything else by AdamW. A batch is a pure function of (seed, step), so a killed run goes on from
-its last saved state and ends in the same bytes.
+Byte-level BPE; RMSNorm, rotary positions and SwiGLU (Touvron et al. 2023, arXiv:2302.13971, section 2.2); the matrices
+of the blocks are optimised by Muon, which orthogonalises their momentum (Jordan et al. 2024; Liu et al. 2025,
+arXiv:2502.16982), and everything else by AdamW. A batch is a pure function of (seed, step), so a killed run goes on
+from its last saved state and ends in the same bytes.
 """
 
 import copy
@@ -11,6 +11,7 @@ import csv
 import io
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -200,14 +201,15 @@ def heldout_loss(model: LlamaForCausalLM, stream: Int[Tensor, " token"], params:
     where = next(model.parameters()).device
     with torch.no_grad():
         losses = [
-            loss(model, windows(stream, starts[i : i + 16], params.n_ctx).to(where), "float32") * len(starts[i : i + 16])
+            loss(model, windows(stream, starts[i : i + 16], params.n_ctx).to(where), "float32")
+            * len(starts[i : i + 16])
             for i in range(0, len(starts), 16)
         ]
     return float(torch.stack(losses).double().sum() / len(starts))
 
 
 def save_revision(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write the model as a Hugging Face directory, in float16: half the size, and rounding errors far below the noise."""
+    """Write the model as a Hugging Face directory, in float16: half the size, and no measurable change of the loss."""
     copy.deepcopy(model).half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -220,7 +222,7 @@ def step(
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
     value = loss(model, tokens, params.precision)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in both:
         optimizer.step()
@@ -253,7 +255,9 @@ def train(
             log.write(step=index, loss=value)
             if time.monotonic() - saved_at > SAVE_INTERVAL:
                 optimizer_states = [optimizer.state_dict() for optimizer in both]
-                resume.save({"model": model.state_dict(), "optimizers": optimizer_states, "losses": losses, "kept": kept})
+                resume.save(
+                    {"model": model.state_dict(), "optimizers": optimizer_states, "losses": losses, "kept": kept}
+                )
                 saved_at = time.monotonic()
     return losses, kept
 
@@ -264,14 +268,16 @@ def curve(losses: list[float], params: ModelParams) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["step", "tokens", "loss"])
     edges = np.unique(np.linspace(0, len(losses), 201).astype(int))
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in pairwise(edges):
         tokens = end * params.batch_size * (params.n_ctx - 1)
         writer.writerow([end, tokens, f"{np.mean(losses[begin:end]):.5f}"])
     return text.getvalue()
 
 
-def measure(model: LlamaForCausalLM, untrained: LlamaForCausalLM, streams: Streams, params: ModelParams) -> dict[str, Any]:
-    """Held-out loss of the stored (rounded) model, of the untrained one and of n-gram models, per token and character."""
+def measure(
+    model: LlamaForCausalLM, untrained: LlamaForCausalLM, streams: Streams, params: ModelParams
+) -> dict[str, Any]:
+    """Held-out loss of the stored (rounded) model, the untrained one and n-gram models, per token and character."""
     per_token = {
         "model": heldout_loss(model, streams.heldout, params),
         "untrained": heldout_loss(untrained, streams.heldout, params),
@@ -288,14 +294,18 @@ def measure(model: LlamaForCausalLM, untrained: LlamaForCausalLM, streams: Strea
     }
 
 
-def build(name: str | None, revision: str | None, params: ModelParams, seed: NonNegativeInt, directory: Path) -> dict[str, Any]:
+def build(
+    name: str | None, revision: str | None, params: ModelParams, seed: NonNegativeInt, directory: Path
+) -> dict[str, Any]:
     """Train the model and write its revisions to `directory`; returns the facts that `model.json` records.
 
     Raises:
         UserError: for a name or revision, which only a pretrained model has, or for too little text.
     """
     if name is not None or revision is not None:
-        raise UserError("model.name and model.revision are for model.source: pretrained; with scratch they must be null")
+        raise UserError(
+            "model.name and model.revision are for model.source: pretrained; with scratch they must be null"
+        )
     check(params)
     disable_progress_bar()
     torch.set_num_threads(params.threads)
@@ -331,4 +341,11 @@ def build(name: str | None, revision: str | None, params: ModelParams, seed: Non
     n_parameters = sum(p.numel() for p in model.parameters())
     tokens = params.steps * params.batch_size * (params.n_ctx - 1)
     names = ["main", "untrained", *(f"step-{index}" for index in sorted(kept))]
-    return {"commit": None, "name": "scratch", "n_parameters": n_parameters, "tokens_seen": tokens, "revisions": names, **facts}
+    return {
+        "commit": None,
+        "name": "scratch",
+        "n_parameters": n_parameters,
+        "tokens_seen": tokens,
+        "revisions": names,
+        **facts,
+    }

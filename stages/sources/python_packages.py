@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 from pydantic import Field
 
@@ -43,4 +44,4 @@ def _files(requirement: str) -> list[tuple[str, str]]:
     if package.version != version:
         raise UserError(f"{SETTING} has {requirement!r}, but {package.version} is installed; pip install {requirement}")
     paths = sorted(path.as_posix() for path in package.files or [] if path.suffix == ".py" and ".." not in path.parts)
-    return [(path, package.locate_file(path).read_bytes().decode("utf-8", "replace")) for path in paths]
+    return [(path, Path(str(package.locate_file(path))).read_bytes().decode("utf-8", "replace")) for path in paths]
