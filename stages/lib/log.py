@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -43,7 +42,7 @@ class Log:
         if os.environ.get("WANDB_MODE", "disabled") in ("online", "offline"):
             subprocess.Popen([sys.executable, "-m", "stages.lib.wandb_stream", stage, str(path), str(os.getpid())])
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Log":
         """Show the bar."""
         if self._terminal:
             self._bar = tqdm(

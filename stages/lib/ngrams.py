@@ -5,6 +5,8 @@ Interpolated Witten-Bell smoothing (Witten and Bell 1991, method C), which has n
 after `h`, and `h'` drops the oldest token of `h`; below the unigram stands the uniform distribution.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -33,7 +35,13 @@ def nats_per_token(
     return float(-np.log(probability).mean())
 
 
-Table = tuple[Int[np.ndarray, " key"], Int[np.ndarray, " key"], Int[np.ndarray, " key"]]
+class Table(NamedTuple):
+    """N-grams or their histories, sorted by key."""
+
+    keys: Int[np.ndarray, " key"]
+    counts: Int[np.ndarray, " key"]
+    distinct: Int[np.ndarray, " key"]
+    """Of each history, the number of different tokens seen after it."""
 
 
 def _keys(tokens: Int[np.ndarray, " token"], n: int, d_vocab: int) -> Int[np.ndarray, " gram"]:
@@ -45,17 +53,16 @@ def _keys(tokens: Int[np.ndarray, " token"], n: int, d_vocab: int) -> Int[np.nda
 
 
 def _counts(tokens: Int[np.ndarray, " token"], n: int, d_vocab: int) -> tuple[Table, Table]:
-    """Sorted tables of (key, count, distinct continuations): one of histories, one of n-grams."""
+    """The tables of the histories and of the n-grams."""
     grams, counts = np.unique(_keys(tokens, n, d_vocab), return_counts=True)
     histories, first = np.unique(grams // d_vocab, return_index=True)
     edges = np.append(first, len(grams))
     totals = np.add.reduceat(counts, first)
-    return (histories, totals, np.diff(edges)), (grams, counts, np.ones_like(counts))
+    return Table(histories, totals, np.diff(edges)), Table(grams, counts, np.ones_like(counts))
 
 
 def _look_up(table: Table, keys: Int[np.ndarray, " gram"]) -> tuple[Int[np.ndarray, " gram"], Int[np.ndarray, " gram"]]:
     """The count and the distinct continuations of each key, 0 where it is unknown."""
-    known, totals, distinct = table
-    index = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    found = known[index] == keys
-    return np.where(found, totals[index], 0), np.where(found, distinct[index], 0)
+    index = np.minimum(np.searchsorted(table.keys, keys), len(table.keys) - 1)
+    found = table.keys[index] == keys
+    return np.where(found, table.counts[index], 0), np.where(found, table.distinct[index], 0)

@@ -4,6 +4,7 @@ Every stage declares its own `Params` class and reads it here by the dotted path
 All reads go through `value`, so that a test can record them.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from ruamel.yaml.error import YAMLError
 from stages.lib.errors import UserError, nearest
 
 PARAMS_FILE = Path("params.yaml")
+READ: set[str] = set()
+"""The dotted paths that were read, so that what nobody reads can be refused."""
 T = TypeVar("T")
 
 
@@ -35,9 +38,15 @@ def _document(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not readable YAML: {error}") from None
 
 
+def document() -> dict[str, Any]:
+    """The whole of `params.yaml`."""
+    return _document(PARAMS_FILE)
+
+
 def value(path: str) -> Any:
     """The raw value at a dotted path of `params.yaml`, such as `saes.topk`."""
-    node: Any = _document(PARAMS_FILE)
+    READ.add(path)
+    node: Any = document()
     walked: list[str] = []
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
@@ -49,7 +58,7 @@ def value(path: str) -> Any:
     return node
 
 
-def read(path: str, kind: type[T]) -> T:
+def read(path: str, kind: Callable[..., T]) -> T:
     """The value at a dotted path, validated as `kind` (a `Params` class or any type that pydantic checks).
 
     Raises:
@@ -58,10 +67,13 @@ def read(path: str, kind: type[T]) -> T:
     return check(path, value(path), kind)
 
 
-def check(path: str, raw: Any, kind: type[T]) -> T:
+def check(path: str, raw: Any, kind: Callable[..., T]) -> T:
     """`raw` validated as `kind`; `path` is where it stands in `params.yaml`, for the message."""
+    config = None if _is_model(kind) else ConfigDict(strict=True)
     try:
-        return TypeAdapter(kind, config=None if _is_model(kind) else ConfigDict(strict=True)).validate_python(raw)
+        # A type is called `Callable[..., T]` here, because `type[T]` leaves out `list[int]`.
+        adapter: TypeAdapter[T] = TypeAdapter(kind, config=config)  # type: ignore[arg-type]
+        return adapter.validate_python(raw)
     except ValidationError as error:
         raise UserError(_first_message(path, kind, error)) from None
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -50,7 +50,7 @@ class Resume:
         self.directory = Path(os.environ.get("DVC_ROOT", ".")) / "data" / ".resume" / stage / key
         self._lock: io.TextIOWrapper | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Resume":
         """Create and lock the directory.
 
         Raises:

@@ -1,0 +1,132 @@
+"""All of `params.yaml` is right, before anything is computed.    in: params.yaml    out: data/check.
+
+A typing error in a late stage's section would otherwise show after the early stages have run. The output never
+changes, so that a change of a setting passes through to the stages that read it and to no other.
+"""
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from stages.lib import params, plugins
+from stages.lib.errors import UserError, nearest, run
+from stages.lib.files import write_json
+
+CHECK = Path("data/check")
+
+
+def stage_names() -> list[str]:
+    """The stages: the files in `stages/`, without this one."""
+    return sorted(path.stem for path in plugins.STAGES.glob("*.py") if path.stem not in ("__init__", "check"))
+
+
+def known_sections() -> set[str]:
+    """The top-level keys that a stage reads: one a stage, and the arms."""
+    return {*stage_names(), "saes"}
+
+
+def settings() -> dict[str, Any]:
+    """Every stage's settings, validated by the stage itself, for each arm and seed that the stage has.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    document = params.document()
+    known = known_sections()
+    for section in document:
+        if section not in known:
+            raise UserError(f"{params.PARAMS_FILE}: unknown section {section}{nearest(section, sorted(known))}")
+    arms = list(params.read("saes", dict[str, Any]))
+    seeds = params.read("train.seeds", list[int])
+    if not arms or not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(
+            f"{params.PARAMS_FILE}: train.seeds is {seeds} and saes has {len(arms)} arms: "
+            "at least one arm and one seed are needed, and seeds must be different and not negative"
+        )
+    params.READ.clear()
+    checked: dict[str, Any] = {}
+    for name in stage_names():
+        function = import_module(f"stages.{name}").settings
+        for arguments in _instances(len(inspect.signature(function).parameters), arms, seeds):
+            checked["-".join((name, *arguments))] = function(*arguments)
+    _check_sources_not_chosen()
+    _check_every_key_is_read(document)
+    _check_across_sections(checked)
+    return checked
+
+
+def _check_sources_not_chosen() -> None:
+    """Sections of sources that are not chosen are right too."""
+    for section, folder, kind in (("corpus", "sources", "SourceParams"), ("model", "models", "ModelParams")):
+        for name in plugins.names(folder):
+            if name in params.document()[section]:
+                module = plugins.load(folder, name, f"{section}.source")
+                params.read(f"{section}.{name}", getattr(module, kind))
+
+
+def _check_every_key_is_read(document: dict[str, Any]) -> None:
+    """No key is without effect: a misspelt one would otherwise pass in sections that are read key by key."""
+    read = params.READ - {"saes"}  # the arms' names; their settings are read one by one
+
+    def walk(node: Any, path: str) -> None:
+        if path in read:
+            return
+        if not isinstance(node, dict) or not any(listed.startswith(f"{path}.") for listed in read):
+            parent, _, last = path.rpartition(".")
+            siblings = {key[len(parent) + 1 :].split(".")[0] for key in read if key.startswith(f"{parent}.")}
+            raise UserError(f"{params.PARAMS_FILE}: unknown key {path}{nearest(last, sorted(siblings))}")
+        for key, inner in node.items():
+            walk(inner, f"{path}.{key}")
+
+    for section, node in document.items():
+        walk(node, str(section))
+
+
+def _check_across_sections(checked: dict[str, Any]) -> None:
+    """What no stage can see alone, as far as it can be known before the model is there."""
+    activations, tokens = checked["activations"], checked["tokens"]
+    for name, cell in checked.items():
+        if not name.startswith("train-"):
+            continue
+        if cell.arm.activations not in activations.revisions:
+            raise UserError(
+                f"{params.PARAMS_FILE}: saes.{name.split('-')[1]}.activations is {cell.arm.activations!r}, which "
+                f"activations.revisions lacks{nearest(cell.arm.activations, activations.revisions)}"
+            )
+        if cell.train.batch_size > activations.n_tokens:
+            raise UserError(
+                f"{params.PARAMS_FILE}: train.batch_size is {cell.train.batch_size}, more than "
+                f"activations.n_tokens = {activations.n_tokens}"
+            )
+    own, _, source_params = checked["model"]
+    if own.source == "scratch":
+        if tokens.n_ctx > source_params.n_ctx:
+            raise UserError(
+                f"{params.PARAMS_FILE}: tokens.n_ctx is {tokens.n_ctx}, more than "
+                f"model.scratch.n_ctx = {source_params.n_ctx}"
+            )
+        if not -source_params.n_layers <= activations.layer < source_params.n_layers:
+            raise UserError(
+                f"{params.PARAMS_FILE}: activations.layer is {activations.layer}, beyond the model's: "
+                f"model.scratch.n_layers = {source_params.n_layers}"
+            )
+
+
+def _instances(n_parameters: int, arms: list[str], seeds: list[int]) -> list[tuple[str, ...]]:
+    """The arguments of a stage's instances: none, an arm, or an arm and a seed."""
+    if n_parameters == 0:
+        return [()]
+    if n_parameters == 1:
+        return [(arm,) for arm in arms]
+    return [(arm, str(seed)) for arm in arms for seed in seeds]
+
+
+def main() -> None:
+    """Check, and say so in a file."""
+    settings()
+    write_json(CHECK / "ok.json", {"params": "valid"})
+
+
+if __name__ == "__main__":
+    run(main)

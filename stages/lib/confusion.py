@@ -1,0 +1,252 @@
+"""Counts between thresholded features and concepts, streamed over tokens, and the scores made of them.
+
+Feature i with threshold level l fires on a token if
+
+    f_i > (l / 10) max f_i,     l = 0, ..., 9
+
+where the maximum is taken on other tokens (Karvonen et al. 2024, arXiv 2408.00113, section 3.1, uses these ten levels).
+For a detector that fires on n_f of n tokens, a concept with n_c positives and n_fc tokens in both,
+
+    TP = n_fc     FP = n_f - n_fc     FN = n_c - n_fc     F1 = 2 n_fc / (n_f + n_c)
+    MCC = (n n_fc - n_f n_c) / sqrt(n_f (n - n_f) n_c (n - n_c))
+
+so the counts n_fc, n_f, n_c and n say everything. Features are sparse, so n_fc is a sum over firings, not over tokens
+and features: each token adds its row of labels to the rows of the features that fire on it.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Bool, Float, Int, Integer, UInt, UInt8
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+N_LEVELS = 10
+PART = 2048
+"""Tokens encoded at a time."""
+Encode = Callable[[Float[Tensor, "token d_in"]], Float[Tensor, "token d_sae"]]
+"""From raw activations to feature activations."""
+
+
+class Firings(NamedTuple):
+    """Where features fire, in the order of the rows."""
+
+    row: npt.NDArray[np.int32]
+    feature: npt.NDArray[np.int32]
+    activation: npt.NDArray[np.float32]
+
+
+def firings(feature_acts: Float[Tensor, "token d_sae"]) -> Firings:
+    """All pairs of token and feature with f > 0."""
+    acts = feature_acts.numpy()
+    # Over the flattened mask: `nonzero` in two dimensions takes ten times as long.
+    flat = np.flatnonzero(acts > 0)
+    row = flat // acts.shape[1]
+    return Firings(row.astype(np.int32), (flat - row * acts.shape[1]).astype(np.int32), acts.ravel()[flat])
+
+
+def encoded(encode: Encode, x: Float[Tensor, "token d_in"]) -> Iterator[Float[Tensor, "part d_sae"]]:
+    """The feature activations, `PART` tokens at a time: those of more would not stay in the processor's cache."""
+    for start in range(0, len(x), PART):
+        yield encode(x[start : start + PART])
+
+
+def encoded_firings(encode: Encode, x: Float[Tensor, "token d_in"]) -> Firings:
+    """Where features fire, without all their activations at once."""
+    parts = [firings(acts) for acts in encoded(encode, x)]
+    rows = [part.row + np.int32(PART * number) for number, part in enumerate(parts)]
+    return Firings(
+        np.concatenate(rows),
+        np.concatenate([part.feature for part in parts]),
+        np.concatenate([part.activation for part in parts]),
+    )
+
+
+def level_of(activation: Float[np.ndarray, "*any"], maximum: Float[np.ndarray, "*any"]) -> UInt8[np.ndarray, "*any"]:
+    """The highest level whose threshold an activation above 0 exceeds; with a maximum of 0 every threshold is 0."""
+    level: npt.NDArray[np.uint8] = np.minimum(np.ceil(_tenths(activation, maximum)) - 1, N_LEVELS - 1).astype(np.uint8)
+    return level
+
+
+def _tenths(activation: npt.NDArray[np.float32], maximum: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    # The same arithmetic for counting and for detecting, so that both agree on activations at a threshold.
+    with np.errstate(over="ignore"):
+        least = np.finfo(np.float32).tiny
+        tenths: npt.NDArray[np.float32] = np.divide(N_LEVELS * activation, np.maximum(maximum, least), dtype=np.float32)
+    return tenths
+
+
+def as_counts(labels: Bool[np.ndarray, "token concept"]) -> UInt[np.ndarray, "token concept"]:
+    """Labels in the smallest type that can hold their sums: 16 bits add up twice as fast as floats."""
+    return labels.astype(np.uint16 if len(labels) <= np.iinfo(np.uint16).max else np.uint32)
+
+
+def members(row: Int[np.ndarray, " firing"], key: Int[np.ndarray, " firing"], n_rows: int, n_keys: int) -> csr_matrix:
+    """Which keys each row has, [row, key]; `row` ascends."""
+    starts = np.zeros(n_rows + 1, np.int32 if len(row) < np.iinfo(np.int32).max else np.int64)
+    np.cumsum(np.bincount(row, minlength=n_rows), out=starts[1:])
+    return csr_matrix((np.ones(len(key), np.uint8), key.astype(starts.dtype), starts), shape=(n_rows, n_keys))
+
+
+def joint_counts(keys: csr_matrix, labels: UInt[np.ndarray, "token concept"]) -> UInt[np.ndarray, "key concept"]:
+    """For each key the sum of the labels of its rows; `keys` come from `members` and `labels` from `as_counts`."""
+    assert len(labels) <= np.iinfo(labels.dtype).max, "the sums would overflow"
+    counts: npt.NDArray[np.uint16] = keys.T @ labels
+    return counts
+
+
+def at_least(counts: Integer[np.ndarray, "feature level *concept"]) -> Integer[np.ndarray, "feature level *concept"]:
+    """Counts of firings at exactly each level turned into counts at that level or above."""
+    total = counts.astype(np.int32 if counts.dtype.itemsize < 4 else np.int64)
+    for level in range(total.shape[1] - 2, -1, -1):
+        np.add(total[:, level], total[:, level + 1], out=total[:, level])
+    return total
+
+
+class Table(NamedTuple):
+    """Counts over tokens: in both, of firings, of positives, of all."""
+
+    both: npt.NDArray[np.int64]
+    """[feature, level, concept]"""
+    fired: npt.NDArray[np.int64]
+    """[feature, level]"""
+    positives: npt.NDArray[np.int64]
+    """[concept]"""
+    n: int
+
+
+class Confusion:
+    """Adds up the counts of all features, levels and concepts batch by batch; memory does not grow with tokens."""
+
+    def __init__(self, d_sae: int, n_concepts: int, n_levels: int = N_LEVELS) -> None:
+        self._both = np.zeros((d_sae, n_levels, n_concepts), np.int64)
+        self._fired = np.zeros((d_sae, n_levels), np.int64)
+        self._positives = np.zeros(n_concepts, np.int64)
+        self._n = 0
+
+    def add(
+        self,
+        row: Int[np.ndarray, " firing"],
+        feature: Int[np.ndarray, " firing"],
+        level: UInt8[np.ndarray, " firing"] | None,
+        labels: Bool[np.ndarray, "token concept"],
+    ) -> None:
+        """Count a batch: its firings with their levels (None where there is one level only) and its labels."""
+        d_sae, n_levels, n_concepts = self._both.shape
+        key = feature if level is None else feature * n_levels + level
+        counts = joint_counts(members(row, key, len(labels), d_sae * n_levels), as_counts(labels))
+        self._both += counts.reshape(d_sae, n_levels, n_concepts)
+        self._fired += np.bincount(key, minlength=d_sae * n_levels).reshape(d_sae, n_levels)
+        self._positives += labels.sum(0)
+        self._n += len(labels)
+
+    def table(self) -> Table:
+        """The counts so far; a firing counts at its level and at all below."""
+        return Table(at_least(self._both), at_least(self._fired), self._positives, self._n)
+
+
+def f1(
+    both: Integer[np.ndarray, "*any"], fired: Integer[np.ndarray, "*#any"], positives: Integer[np.ndarray, "*#any"]
+) -> Float[np.ndarray, "*any"]:
+    """F1 = 2 TP / (2 TP + FP + FN), with 0 / 0 = 0."""
+    below = np.maximum(fired + positives, 1).astype(np.float32 if both.dtype.itemsize <= 4 else np.float64)
+    score: npt.NDArray[np.float64] = 2 * both.astype(below.dtype) / below
+    return score
+
+
+def mcc(
+    both: Integer[np.ndarray, "*any"],
+    fired: Integer[np.ndarray, "*#any"],
+    positives: Integer[np.ndarray, "*#any"],
+    n: int,
+) -> Float[np.ndarray, "*any"]:
+    """Matthews' correlation coefficient (Matthews 1975, equation 3), with 0 / 0 = 0."""
+    a, b = fired.astype(np.float64), positives.astype(np.float64)
+    spread = np.sqrt(a * (n - a)) * np.sqrt(b * (n - b))
+    above = n * both.astype(np.float64) - a * b
+    score: npt.NDArray[np.float64] = np.divide(above, spread, out=np.zeros_like(above), where=spread > 0)
+    return score
+
+
+class Choice(NamedTuple):
+    """The best detector of each concept."""
+
+    feature: npt.NDArray[np.int64]
+    level: npt.NDArray[np.int64]
+    score: npt.NDArray[np.float64]
+
+
+def best_detectors(table: Table) -> Choice:
+    """For each concept the feature and level with the highest F1, the first of equals."""
+    score = f1(table.both, table.fired[:, :, None], table.positives)
+    flat = score.reshape(-1, score.shape[2])
+    index = flat.argmax(0)
+    n_levels = score.shape[1]
+    return Choice(index // n_levels, index % n_levels, flat[index, np.arange(flat.shape[1])].astype(np.float64))
+
+
+def detect(
+    encode: Encode, x: Float[Tensor, "token d_in"], choice: Choice, maximum: Float[np.ndarray, " d_sae"]
+) -> Bool[np.ndarray, "token concept"]:
+    """Whether each concept's chosen detector fires."""
+    parts = []
+    for dense in encoded(encode, x):
+        acts = dense.numpy()[:, choice.feature]
+        parts.append((acts > 0) & (_tenths(acts, maximum[choice.feature]) > choice.level))
+    return np.concatenate(parts)
+
+
+class Predictions:
+    """Counts by document between one prediction a concept and its labels, so that documents can be resampled."""
+
+    def __init__(self, n_documents: int, n_concepts: int) -> None:
+        self._counts = np.zeros((3, n_documents, n_concepts), np.int64)
+        self._n = 0
+
+    def add(
+        self,
+        predicted: Bool[np.ndarray, "token concept"],
+        labels: Bool[np.ndarray, "token concept"],
+        documents: Int[np.ndarray, " token"],
+    ) -> None:
+        """Count a batch."""
+        keys = members(np.arange(len(labels)), documents, len(labels), self._counts.shape[1])
+        for counts, values in zip(self._counts, (predicted & labels, predicted, labels), strict=True):
+            counts += joint_counts(keys, as_counts(values))
+        self._n += len(labels)
+
+    def f1(self) -> Float[np.ndarray, " concept"]:
+        """F1 over all tokens."""
+        return f1(*self._counts.sum(1))
+
+    def mcc(self) -> Float[np.ndarray, " concept"]:
+        """MCC over all tokens."""
+        both, fired, positives = self._counts.sum(1)
+        return mcc(both, fired, positives, self._n)
+
+    def prevalence(self) -> Float[np.ndarray, " concept"]:
+        """The share of positive tokens."""
+        share: npt.NDArray[np.float64] = self._counts[2].sum(0) / self._n
+        return share
+
+    def resampled_f1(self, counts: Int[np.ndarray, "resample document"]) -> Float[np.ndarray, "resample concept"]:
+        """F1 when document d is taken `counts[r, d]` times (bootstrap over documents)."""
+        both, fired, positives = (counts.astype(np.float64) @ part for part in self._counts)
+        return 2 * both / np.maximum(fired + positives, 1)
+
+
+def auroc(
+    scores: Float[np.ndarray, "*group example"], positive: Bool[np.ndarray, "*group example"]
+) -> Float[np.ndarray, "*group"]:
+    """P(score of a positive > score of a negative) + P(equal) / 2, by the rank sum (Hanley and McNeil 1982).
+
+    Over the last axis; each group needs an example of both kinds.
+    """
+    from scipy.stats import rankdata
+
+    n_positive = positive.sum(-1)
+    rank_sum = np.where(positive, rankdata(scores, axis=-1), 0).sum(-1)
+    wins = rank_sum - n_positive * (n_positive + 1) / 2
+    return np.asarray(wins / (n_positive * (positive.shape[-1] - n_positive)))

@@ -1,0 +1,176 @@
+"""Which features of a token are active: the k largest pre-activations, or those above a threshold.
+
+On a CPU `torch.topk` takes longer than the encoder's matrix product at the widths used here, so rows are searched by
+compiled loops. What they choose does not depend on the number of threads. Other devices use PyTorch's own.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from inspect import unwrap
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numba import njit
+from torch import Tensor
+
+PARALLEL_FROM = 2**17
+"""Numbers to search from which a second thread pays."""
+Kernel = Callable[..., None]
+
+
+def compiled(function: Kernel) -> Kernel:
+    """The function as machine code, kept on disk; sums may be reordered, which puts them on the vector units."""
+    # Type checks that tests wrap around every function cannot be compiled.
+    kernel: Kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})(unwrap(function))
+    return kernel
+
+
+@compiled
+def _top_rows(z: np.ndarray, k: int, start: int, stop: int, chosen: np.ndarray) -> None:
+    """Write where the k largest of rows `start` to `stop` are, by ascending column; the first of equals wins.
+
+    The k-th largest value lies in [low, high]; halving that interval and counting what is at or above the middle needs
+    no branches, so it runs on the processor's vector units. It ends when just k are counted, or when no number is left
+    between the ends, so that one of them is the k-th largest value, perhaps several times.
+    """
+    n = z.shape[1]
+    for r in range(start, stop):
+        row = z[r]
+        low, high = row[0], row[0]
+        for j in range(n):
+            low, high = min(low, row[j]), max(high, row[j])
+        exact = False
+        while not exact:
+            middle = low + (high - low) * row.dtype.type(0.5)
+            if not low < middle < high:
+                break
+            count = np.int32(0)
+            for j in range(n):
+                count += np.int32(row[j] >= middle)
+            if count >= k:
+                low, exact = middle, count == k
+            else:
+                high = middle
+        if not exact:
+            # Nothing lies strictly between the ends, so the k-th largest is one of them.
+            count = np.int32(0)
+            for j in range(n):
+                count += np.int32(row[j] >= high)
+            if count >= k:
+                low = high
+        ties = np.int64(k)
+        for j in range(n):
+            ties -= np.int64(row[j] > low)
+        m = 0
+        for j in range(n):
+            if m < k and (row[j] > low or (row[j] == low and ties > 0)):
+                ties -= np.int64(row[j] == low)
+                chosen[r, m] = j
+                m += 1
+        for rest in range(m, k):  # only where there are NaNs, which the caller finds in its loss
+            chosen[r, rest] = 0
+
+
+@compiled
+def _count_above(z: np.ndarray, threshold: np.ndarray, start: int, stop: int, counts: np.ndarray) -> None:
+    for r in range(start, stop):
+        count = np.int32(0)
+        for j in range(z.shape[1]):
+            count += np.int32(z[r, j] > threshold[j])
+        counts[r] = count
+
+
+@compiled
+def _fill_above(
+    z: np.ndarray,
+    threshold: np.ndarray,
+    start: int,
+    stop: int,
+    first: np.ndarray,
+    feature: np.ndarray,
+    value: np.ndarray,
+) -> None:
+    for r in range(start, stop):
+        n, end = first[r], first[r + 1]
+        for j in range(z.shape[1]):
+            if n == end:
+                break
+            # Written in any case and kept if the place moves on: at random a branch would be mispredicted often.
+            feature[n], value[n] = j, z[r, j]
+            n += np.int64(z[r, j] > threshold[j])
+
+
+@compiled
+def _transpose(first: np.ndarray, feature: np.ndarray, ends: np.ndarray, token: np.ndarray, order: np.ndarray) -> None:
+    """Counting sort of the pairs by feature; among the pairs of a feature the tokens stay in order."""
+    for p in range(feature.shape[0]):
+        ends[feature[p] + 1] += 1
+    for i in range(ends.shape[0] - 1):
+        ends[i + 1] += ends[i]
+    place = ends[:-1].copy()
+    for r in range(first.shape[0] - 1):
+        for p in range(first[r], first[r + 1]):
+            q = place[feature[p]]
+            place[feature[p]] = q + 1
+            token[q] = r
+            order[q] = p
+
+
+@cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads)
+
+
+def over_rows(kernel: Kernel, z: np.ndarray, argument: Any, *rest: np.ndarray) -> None:
+    """Call `kernel(z, argument, start, stop, *rest)` so that every row is in one call; threads share the rows."""
+    n_threads = torch.get_num_threads() if z.size >= PARALLEL_FROM else 1
+    if n_threads == 1:
+        kernel(z, argument, 0, len(z), *rest)
+        return
+    edges = [len(z) * part // n_threads for part in range(n_threads + 1)]
+    calls = [_pool(n_threads).submit(kernel, z, argument, *part, *rest) for part in pairwise(edges)]
+    for call in calls:
+        call.result()
+
+
+def top_k(z: Float[Tensor, "token d_sae"], k: int) -> Int[Tensor, "token k"]:
+    """The columns of the k largest values of each row, in no set order; on a CPU the first of equal values wins."""
+    if z.device.type != "cpu":
+        return torch.topk(z, k, dim=1, sorted=False).indices
+    chosen = torch.empty(len(z), k, dtype=torch.int64)
+    over_rows(_top_rows, z.detach().contiguous().numpy(), k, chosen.numpy())
+    return chosen
+
+
+class Active(NamedTuple):
+    """Pairs of a token and a feature, by token."""
+
+    first: Int[Tensor, " token_plus_one"]
+    """Where each token's pairs start, and at last the number of pairs."""
+    feature: Int[Tensor, " pair"]
+    value: Float[Tensor, " pair"]
+
+
+def above(z: Float[Tensor, "token d_sae"], threshold: Float[Tensor, " d_sae"]) -> Active:
+    """The entries with z > threshold."""
+    values, limits = z.detach().contiguous().numpy(), threshold.detach().contiguous().numpy()
+    counts = np.empty(len(values), np.int64)
+    over_rows(_count_above, values, limits, counts)
+    first = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    feature, value = np.empty(first[-1], np.int64), np.empty(first[-1], values.dtype)
+    over_rows(_fill_above, values, limits, first, feature, value)
+    return Active(torch.from_numpy(first), torch.from_numpy(feature), torch.from_numpy(value))
+
+
+def by_feature(
+    first: Int[Tensor, " token_plus_one"], feature: Int[Tensor, " pair"], d_sae: int
+) -> tuple[Int[Tensor, " d_sae_plus_one"], Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+    """The same pairs by feature: where each feature's start, their tokens, and their places in the order by token."""
+    ends = np.zeros(d_sae + 1, np.int64)
+    token, order = np.empty(len(feature), np.int64), np.empty(len(feature), np.int64)
+    _transpose(first.numpy(), feature.numpy(), ends, token, order)
+    return torch.from_numpy(ends), torch.from_numpy(token), torch.from_numpy(order)

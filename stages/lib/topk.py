@@ -1,0 +1,115 @@
+"""What variants that keep the k largest pre-activations share: the code, and AuxK, which revives dead features.
+
+TopK (Gao et al. 2024, arXiv:2406.04093, section 2.3): f_ni = max(z_ni, 0) where z_ni is among the k largest of token n,
+else 0.
+
+AuxK (appendix A.2): let D be the dead features, e = x - x_hat taken as a constant, k_aux = min(|D|, d_in / 2) and
+e_hat = f' W_dec with f' = TopK_{k_aux} over D, without bias. Then with e_bar the batch mean of e
+
+    L_aux = sum_n ||e_n - e_hat_n||^2 / sum_n ||e_n - e_bar||^2         (0 where that is not a number)
+
+It trains the encoder and the decoder of dead features and nothing else, so b_dec is a constant in it.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stages.lib.errors import UserError
+from stages.lib.pairs import (
+    add_gradients,
+    code_gradient,
+    decode,
+    of_rows,
+    weight_gradients,
+    which_fired,
+    write_gradients,
+)
+from stages.lib.sae import SAE, Losses
+from stages.lib.selection import top_k
+
+
+def check_k(levels: list[int], arm: str, d_sae: int) -> None:
+    """Raise a `UserError` unless every k is between 1 and d_sae."""
+    for k in levels:
+        if not 1 <= k <= d_sae:
+            raise UserError(f"saes.{arm}.k must be between 1 and d_sae = {d_sae}, not {k}")
+
+
+def keep_top_k(z: Float[Tensor, "token d_sae"], k: int) -> Float[Tensor, "token d_sae"]:
+    """The dense code f."""
+    chosen = top_k(z, k)
+    return torch.zeros_like(z).scatter(1, chosen, z.gather(1, chosen).relu())
+
+
+def auxk(
+    sae: SAE, z: Float[Tensor, "token d_sae"], error: Float[Tensor, "token d_in"], dead: Bool[Tensor, " d_sae"]
+) -> Float[Tensor, ""]:
+    """L_aux in plain operations; `error` is e."""
+    # Its value is 0 and its gradient cancels the one that b_dec has through z.
+    z = z + (sae.b_dec - sae.b_dec.detach()) @ sae.W_enc
+    # Live features rank below all dead ones and count for nothing, so k_aux needs no |D|, which would have to be read.
+    chosen = top_k(torch.where(dead, z, z.min() - 1), min(sae.d_in // 2, sae.d_sae))
+    feature_acts = torch.zeros_like(z).scatter(1, chosen, z.gather(1, chosen).relu() * dead[chosen])
+    error = error.detach()
+    loss = (error - feature_acts @ sae.W_dec).square().sum() / (error - error.mean(0)).square().sum()
+    return torch.where(dead.any() & loss.isfinite(), loss, 0.0)
+
+
+def topk_losses(sae: SAE, x: Float[Tensor, "token d_in"], k: int, aux_coefficient: float) -> Losses:
+    """mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux, in plain operations."""
+    z = sae.hidden_pre(x)
+    feature_acts = keep_top_k(z, k)
+    error = x - sae.decode(feature_acts)
+    active = feature_acts > 0
+    return Losses(
+        fvu=error.square().sum() / len(x),
+        sparsity=x.new_zeros(()),
+        auxiliary=aux_coefficient * auxk(sae, z, error, sae.dead()),
+        l0=active.sum() / len(x),
+        fired=active.any(0),
+    )
+
+
+def topk_gradients(sae: SAE, x: Float[Tensor, "token d_in"], k: int, aux_coefficient: float) -> Losses:
+    """The gradient of `topk_losses`, over active pairs alone (`stages.lib.pairs`)."""
+    centred = x - sae.b_dec.detach()
+    z = torch.addmm(sae.b_enc.detach(), centred, sae.W_enc.detach())
+    chosen = top_k(z, k)
+    codes = z.gather(1, chosen).flatten().relu_()
+    active, pairs = codes > 0, of_rows(chosen)
+    error = decode(pairs, codes, sae.W_dec) + sae.b_dec.detach() - x
+    output_gradient = error * (2 / len(x))
+    hidden_gradient = code_gradient(pairs, output_gradient, sae.W_dec) * active
+    write_gradients(
+        sae, weight_gradients(pairs, codes, hidden_gradient, output_gradient, centred, sae.d_sae), output_gradient
+    )
+    return Losses(
+        fvu=error.square().sum() / len(x),
+        sparsity=x.new_zeros(()),
+        auxiliary=aux_coefficient * add_auxk_gradients(sae, centred, z, error.neg_(), aux_coefficient),
+        l0=active.sum() / len(x),
+        fired=which_fired(pairs, codes, sae.d_sae),
+    )
+
+
+def add_auxk_gradients(
+    sae: SAE,
+    centred: Float[Tensor, "token d_in"],
+    z: Float[Tensor, "token d_sae"],
+    error: Float[Tensor, "token d_in"],
+    aux_coefficient: float,
+) -> Float[Tensor, ""]:
+    """L_aux; adds the gradient of aux_coefficient L_aux to those of dead features. `error` is e = x - x_hat."""
+    dead = sae.dead().nonzero()[:, 0]
+    variation = (error - error.mean(0)).square().sum()
+    if not len(dead) or not variation > 0:
+        return error.new_zeros(())
+    dead_z = z[:, dead]
+    chosen = top_k(dead_z, min(len(dead), sae.d_in // 2))
+    codes, pairs = dead_z.gather(1, chosen).flatten().relu_(), of_rows(dead[chosen])
+    miss = decode(pairs, codes, sae.W_dec) - error
+    output_gradient = miss * (2 * aux_coefficient / variation)
+    hidden_gradient = code_gradient(pairs, output_gradient, sae.W_dec) * (codes > 0)
+    add_gradients(sae, weight_gradients(pairs, codes, hidden_gradient, output_gradient, centred, sae.d_sae))
+    return miss.square().sum() / variation

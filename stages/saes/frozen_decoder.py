@@ -1,0 +1,46 @@
+"""TopK with a decoder that stays random: a control (Korznikov et al. 2026; after Heap et al. 2025, arXiv:2501.17727).
+
+    z = (x - b_dec) W_enc + b_enc                               [token, d_sae]
+    f = max(z, 0) at the k largest z of each token, else 0      [token, d_sae]
+    x_hat = f W_dec + b_dec,   W_dec [d_sae, d_in]: random unit rows, never trained
+    L = mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux      (L_aux: `stages.lib.topk`)
+
+What its features score on a measure of interpretability is what fitting the encoder to arbitrary directions gives.
+"""
+
+from jaxtyping import Float
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from stages.lib import sae
+from stages.lib.topk import check_k, topk_gradients, topk_losses
+
+
+class SAEParams(sae.SAEParams):
+    """A level is a k."""
+
+    k: list[int] = Field(min_length=1)
+    aux_coefficient: NonNegativeFloat
+    """Weight of L_aux."""
+
+    def check(self, arm: str, d_sae: int) -> None:
+        """Raise a `UserError` unless every k is between 1 and d_sae."""
+        check_k(self.k, arm, d_sae)
+
+
+class Variant(sae.SAE):
+    """A TopK SAE whose encoder alone is trained."""
+
+    architecture = "topk"
+    sparsity_name = "k"
+    trained = ("W_enc", "b_enc", "b_dec")
+
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
+        """L."""
+        return topk_losses(self, x, int(self.sparsity), self.params.aux_coefficient)
+
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+        """The gradient of L, on a CPU over active features alone."""
+        if x.device.type != "cpu":
+            return super().gradients(x, warm_up)
+        return topk_gradients(self, x, int(self.sparsity), self.params.aux_coefficient)

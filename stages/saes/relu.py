@@ -1,0 +1,66 @@
+"""ReLU with an L1 penalty (Bricken et al. 2023, "Towards Monosemanticity", transformer-circuits.pub, appendix).
+
+    z = (x - b_dec) W_enc + b_enc                               [token, d_sae]
+    f = max(z, 0)                                               [token, d_sae]
+    x_hat = f W_dec + b_dec,   ||W_dec[i]|| = 1                 [token, d_in]
+    L = mean_n ||x_n - x_hat_n||^2 + l1_coefficient mean_n sum_i f_ni
+
+Without the fixed norm of W_dec the penalty would be evaded by a small f and a long W_dec. It shrinks f by up to
+l1_coefficient / 2, so reconstructions are biased towards the mean.
+"""
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from stages.lib import sae
+from stages.lib.pairs import Pairs, code_gradient, decode, weight_gradients, which_fired, write_gradients
+from stages.lib.selection import above
+
+
+class SAEParams(sae.SAEParams):
+    """A level is a weight of the penalty."""
+
+    l1_coefficient: list[PositiveFloat] = Field(min_length=1)
+
+
+class Variant(sae.SAE):
+    """A ReLU SAE in training."""
+
+    architecture = "standard"
+    sparsity_name = "l1_coefficient"
+
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+        """L."""
+        feature_acts = self.hidden_pre(x).relu()
+        active = feature_acts > 0
+        return sae.Losses(
+            fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
+            sparsity=warm_up * self.sparsity * feature_acts.sum() / len(x),
+            auxiliary=x.new_zeros(()),
+            l0=active.sum() / len(x),
+            fired=active.any(0),
+        )
+
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+        """The gradient of L, on a CPU over active features: dL/dz = W_dec[i] . dL/dx_hat + the penalty's."""
+        if x.device.type != "cpu":
+            return super().gradients(x, warm_up)
+        centred = x - self.b_dec.detach()
+        z = torch.addmm(self.b_enc.detach(), centred, self.W_enc.detach())
+        first, feature, codes = above(z, torch.zeros_like(self.b_enc))
+        pairs = Pairs(first, feature)
+        slope = warm_up * self.sparsity / len(x)
+        error = decode(pairs, codes, self.W_dec) + self.b_dec.detach() - x
+        output_gradient = error * (2 / len(x))
+        hidden_gradient = code_gradient(pairs, output_gradient, self.W_dec) + slope
+        found = weight_gradients(pairs, codes, hidden_gradient, output_gradient, centred, self.d_sae)
+        write_gradients(self, found, output_gradient)
+        return sae.Losses(
+            fvu=error.square().sum() / len(x),
+            sparsity=slope * codes.sum(),
+            auxiliary=x.new_zeros(()),
+            l0=x.new_tensor(len(codes) / len(x)),
+            fired=which_fired(pairs, codes, self.d_sae),
+        )

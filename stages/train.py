@@ -1,0 +1,180 @@
+"""Trains the SAEs of one arm and seed, one a sparsity level, over the same batches.
+
+in: data/activations
+out: data/train/<arm>/seed-<n>: `level-<i>/` (SAELens' format, for raw activations), for the followed level with
+`checkpoints/` (half precision, for normalised activations), `history.csv` (means over training batches), `train.json`
+
+Within a seed all arms and levels start from the same directions and see the same batches, so that they differ in the
+method alone; seeds differ in both.
+"""
+
+import csv
+import io
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from stages.lib import params, plugins, tensors
+from stages.lib.arms import cell
+from stages.lib.batches import normalised_batches
+from stages.lib.device import device
+from stages.lib.errors import UserError, run
+from stages.lib.files import write_json, write_text
+from stages.lib.log import Log
+from stages.lib.resume import Resume, fingerprint
+from stages.lib.sae import SAE, SAEParams, random_directions
+from stages.lib.saelens import fold, save_sae
+from stages.lib.seeds import integer
+from stages.lib.store import Store, open_store
+from stages.lib.training import Row, Schedule, Training, train
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TrainParams(params.Params):
+    """What all arms have in common; without `train.seeds`, so that another seed leaves the trained ones as they are."""
+
+    d_sae: PositiveInt
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    lr_warm_up: Share
+    lr_decay: Share
+    sparsity_warm_up: Share
+    dead_tokens: PositiveInt
+    """A feature that has not fired on this many tokens is dead, ..."""
+    dead_share: Share
+    """... or on this share of all training tokens, if that is more."""
+    follow_level: NonNegativeInt
+    """The level of which checkpoints are kept."""
+    n_checkpoints: Annotated[int, Field(ge=2)]
+
+
+class Settings(NamedTuple):
+    """All that this stage reads from `params.yaml`, and its arguments."""
+
+    train: TrainParams
+    arm: SAEParams
+    levels: list[int] | list[float]
+    variant: ModuleType
+    seed: int
+
+
+def settings(arm: str, seed: str) -> Settings:
+    """The stage's settings."""
+    own = params.check("train", {name: params.value(f"train.{name}") for name in TrainParams.model_fields}, TrainParams)
+    raw = params.value(f"saes.{arm}")
+    name = params.check(f"saes.{arm}.variant", raw.get("variant") if isinstance(raw, dict) else None, str)
+    variant = plugins.load("saes", name, f"saes.{arm}.variant")
+    arm_params: SAEParams = params.check(f"saes.{arm}", raw, variant.SAEParams)
+    arm_params.check(arm, own.d_sae)
+    levels = getattr(arm_params, variant.Variant.sparsity_name)
+    if own.follow_level >= len(levels):
+        raise UserError(
+            f"train.follow_level must be below the {len(levels)} levels of "
+            f"saes.{arm}.{variant.Variant.sparsity_name}, not {own.follow_level}"
+        )
+    if not seed.isdecimal():
+        raise UserError(f"the seed must be a whole number from 0 on, not {seed!r}")
+    return Settings(own, arm_params, levels, variant, int(seed))
+
+
+def n_steps(own: TrainParams, n_rows: int) -> int:
+    """How many batches there are."""
+    if own.batch_size > n_rows:
+        raise UserError(f"train.batch_size must be at most the {n_rows} training activations, not {own.batch_size}")
+    steps = own.epochs * (n_rows // own.batch_size)
+    if own.n_checkpoints > steps + 1:
+        raise UserError(
+            f"train.n_checkpoints must be at most {steps + 1}, one more than the steps, not {own.n_checkpoints}"
+        )
+    return steps
+
+
+def prepare(chosen: Settings, d_in: int, steps: int, on: torch.device) -> Training:
+    """The SAEs at initialisation and their schedule."""
+    own = chosen.train
+    generator = torch.Generator().manual_seed(integer(chosen.seed, "initialisation"))
+    decoder = random_directions(own.d_sae, d_in, generator).to(on)
+    dead_tokens = max(own.dead_tokens, round(own.dead_share * steps * own.batch_size))
+    saes = [chosen.variant.Variant(chosen.arm, level, decoder, dead_tokens) for level in chosen.levels]
+    lr = own.lr if chosen.arm.lr is None else chosen.arm.lr
+    schedule = Schedule(steps, lr, own.lr_warm_up, own.lr_decay, own.sparsity_warm_up)
+    return Training(saes, schedule, own.follow_level, own.n_checkpoints)
+
+
+def write_sae(directory: Path, sae: SAE, store: Store, facts: dict[str, Any]) -> None:
+    """One level, folded to raw activations."""
+    weights = fold({name: weight.cpu() for name, weight in sae.weights().items()}, store.mean, store.scale)
+    save_sae(
+        directory,
+        sae.architecture,
+        weights,
+        k=int(sae.sparsity) if sae.architecture == "topk" else None,
+        metadata={"model_name": store.index["model"], "hook_name": store.hook_name, "hook_head_index": None},
+        extra=facts,
+    )
+
+
+def write(arm: str, chosen: Settings, training: Training, store: Store, resume: Resume) -> None:
+    """All outputs, from the finished training."""
+    directory = cell(arm, chosen.seed)
+    shutil.rmtree(directory, ignore_errors=True)
+    own, name = chosen.train, chosen.variant.Variant.sparsity_name
+    identity = {"arm": arm, "variant": chosen.arm.variant, "activations": chosen.arm.activations, "seed": chosen.seed}
+    identity |= {"sparsity_name": name}
+    for level, (sae, row) in enumerate(zip(training.saes, training.latest(), strict=True)):
+        facts = {**identity, "level": level, "sparsity": sae.sparsity, "step": training.done, "mean_l0": row.l0}
+        write_sae(directory / f"level-{level}", sae, store, facts)
+    followed = directory / f"level-{own.follow_level}" / "checkpoints"
+    for step in training.checkpoints:
+        weights = resume.load(f"step-{step:08d}")
+        assert weights is not None, f"no checkpoint of step {step} in {resume.directory}"
+        tensors.save(
+            followed / f"step-{step:08d}.safetensors", weights, {"step": step, "tokens": step * own.batch_size}
+        )
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["arm", "level", "seed", "step", "tokens", *Row._fields[2:]])
+    for row in sorted(training.history):
+        numbers = [f"{number:.6g}" for number in row[2:]]
+        table.writerow([arm, row.level, chosen.seed, row.step, row.step * own.batch_size, *numbers])
+    write_text(directory / "history.csv", text.getvalue())
+    sizes: dict[str, Any] = {
+        "n_tokens": training.done * own.batch_size,
+        "steps": training.done,
+        "d_in": store.d_in,
+        "d_sae": own.d_sae,
+    }
+    levels = {"levels": chosen.levels, "follow_level": own.follow_level}
+    write_json(directory / "train.json", {**identity, **sizes, **levels})
+
+
+def main(arm: str, seed: str) -> None:
+    """Train, or go on with what was begun, and write the outputs."""
+    chosen = settings(arm, seed)
+    store = open_store(chosen.arm.activations)
+    on = device()
+    training = prepare(chosen, store.d_in, n_steps(chosen.train, store.n_rows("train")), on)
+    steps, size = training.schedule.n_steps, chosen.train.batch_size
+    stage = f"train@{arm}-{chosen.seed}"
+    key = fingerprint((arm, chosen.seed, chosen.train, chosen.arm, on), [store.directory / "index.json"])
+    with Resume(stage, key) as resume:
+        if (state := resume.load()) is not None:
+            training.restore(state)
+        mean = store.mean.to(on)
+        batches = normalised_batches(
+            store, mean, store.scale, seed=chosen.seed, size=size, first=training.done, stop=steps
+        )
+        with Log(stage, steps, "steps", training.done) as log:
+            train(training, batches, resume, log)
+        write(arm, chosen, training, store, resume)
+        resume.clear()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,279 @@
+"""A small made-up tree of what the analyses write, for the tests of compare and report (no test itself)."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.lib import params, tensors
+from stages.lib.saelens import save_sae
+from stages.lib.summary import Row, write_summary
+
+ARMS = {"relu": "main", "topk": "main", "frozen_decoder": "main", "untrained": "untrained"}
+SEEDS = [0, 1, 2]
+L0 = [4.0, 8.0, 16.0]
+D_IN, D_SAE = 12, 40
+STEPS = [0, 1, 4, 16, 64, 200]
+
+PARAMS = """
+train: {seeds: [0, 1, 2]}
+saes:
+  relu: {variant: relu}
+  topk: {variant: topk}
+  frozen_decoder: {variant: frozen_decoder}
+  untrained: {variant: topk}
+compare:
+  l0: [4, 8, 16]
+  l0_tolerance: 0.02
+  reference: topk
+  controls: [frozen_decoder, untrained]
+  metrics: [fvu, delta_ce, cc_coverage]
+  n_permutations: 99
+  n_random: 3
+  seed: 0
+report: {arm: topk, n_features: 3, n_contexts: 2, n_tokens: 24, headline: [fvu, cc_coverage, delta_ce]}
+"""
+
+
+def write_params(text: str | None = None) -> None:
+    """Write params.yaml in the working directory."""
+    Path("params.yaml").write_text(text or PARAMS)
+    params._document.cache_clear()
+
+
+def unit(n: int, seed: int) -> torch.Tensor:
+    """Random unit rows."""
+    return torch.nn.functional.normalize(torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def fvu(arm: str, level: int, seed: int) -> float:
+    """A made-up FVU that falls with L0 and differs between arms."""
+    base = {"relu": 0.45, "topk": 0.35, "frozen_decoder": 0.6, "untrained": 0.3}[arm]
+    return base * 0.75**level + 0.004 * seed + 0.002 * level * (seed - 1)
+
+
+def write_summaries() -> None:
+    """The summaries of the analyses that compare reads."""
+    for number, arm in enumerate(ARMS):
+        rows: dict[str, list[Row]] = {
+            name: [] for name in ("evaluate", "frequency", "emergence", "attribution", "interpret")
+        }
+        for seed in SEEDS:
+            for level, l0 in enumerate(L0):
+                value = fvu(arm, level, seed)
+                shift = 0.2 * (arm == "relu")
+                facts = {"fvu": value, "l0": l0 + shift + 0.01 * seed, "density": l0 / D_SAE,
+                         "delta_ce": value * 0.8, "dead_fraction": 0.02 * number,
+                         "fvu_unigram": 0.8, "fvu_pca": 0.9, "relative_bias": 1 - 0.1 * (arm == "relu")}  # fmt: skip
+                rows["evaluate"] += [Row(level, seed, name, v, n=1000) for name, v in facts.items()]
+                rows["interpret"] += [
+                    Row(level, seed, "cc_coverage", 0.3 - 0.05 * number + 0.01 * level + 0.003 * seed)
+                ]
+                rows["frequency"] += [Row(level, seed, "spec_spearman", 0.3 + 0.01 * seed, 0.2, 0.4, 20)]
+            rows["emergence"] += [Row(1, seed, "n_emerged", 20.0 + seed, n=40),
+                                  Row(1, seed, "lazy_fraction", 0.2 + 0.01 * seed),
+                                  Row(1, seed, "median_settling_step", 60.0 + seed)]  # fmt: skip
+            rows["attribution"].append(Row(1, seed, "spearman", 0.9 + 0.01 * seed, 0.85, 0.97, 200))
+        rows["emergence"] += [Row(1, 0, "kendall_w", 0.5, n=12), Row(1, 0, "kendall_w_p", 0.001, n=12)]
+        rows["emergence"] += [
+            Row(1, 0, "driver_prevalence", 0.1, -0.4, 0.5, 12),
+            Row(1, 0, "driver_separability", -0.6, -0.8, -0.2, 12),
+        ]
+        for stage, content in rows.items():
+            write_summary(stage, arm, content)
+
+
+def write_training() -> None:
+    """SAEs, checkpoints, curves and firing rates."""
+    shared = unit(D_SAE, 7)
+    for number, (arm, revision) in enumerate(ARMS.items()):
+        features = []
+        for seed in SEEDS:
+            cell = Path("data/train") / arm / f"seed-{seed}"
+            start = unit(D_SAE, 100 + seed)
+            for level, l0 in enumerate(L0):
+                noise = 0.15 * unit(D_SAE, 1000 * number + 10 * seed + level)
+                decoder = start if arm == "frozen_decoder" else torch.nn.functional.normalize(shared + noise, dim=1)
+                weights = {
+                    "W_enc": decoder.T.contiguous(),
+                    "b_enc": torch.zeros(D_SAE),
+                    "W_dec": decoder,
+                    "b_dec": torch.zeros(D_IN),
+                }
+                save_sae(
+                    cell / f"level-{level}",
+                    "topk",
+                    weights,
+                    k=int(l0),
+                    extra={"arm": arm, "level": level, "seed": seed},
+                )
+                rate = 10 ** np.random.default_rng(seed).uniform(-4, -0.5, D_SAE)
+                rate[0] = 0.0
+                features.append(
+                    pd.DataFrame({"arm": arm, "level": level, "seed": seed, "feature": range(D_SAE), "rate": rate})
+                )
+            tensors.save(cell / "level-1/checkpoints/step-00000000.safetensors", {"W_dec": start.half()}, {"step": 0})
+            facts = {"arm": arm, "variant": arm, "activations": revision, "seed": seed, "levels": L0, "follow_level": 1,
+                     "d_in": D_IN, "d_sae": D_SAE, "n_tokens": 200000, "steps": 200, "sparsity_name": "k"}  # fmt: skip
+            (cell / "train.json").write_text(json.dumps(facts))
+            pd.DataFrame(
+                [(arm, level, seed, step, 1024 * step, fvu(arm, level, seed) + 0.5 / (1 + step), L0[level], 0.0)
+                 for level in range(3) for step in range(1, 200, 2)],
+                columns=["arm", "level", "seed", "step", "tokens", "fvu", "l0", "dead_fraction"],
+            ).to_csv(cell / "history.csv", index=False)  # fmt: skip
+        table = pd.concat(features, ignore_index=True)
+        path = Path("data/frequency") / arm / "features.parquet"
+        path.parent.mkdir(parents=True)
+        table.to_parquet(path, index=False)
+
+
+SOURCE = '''def degree(graph, node=None):
+    """Return the number of neighbours of `node`."""
+    if node is None:
+        return {n: len(graph[n]) for n in graph}
+    total = 0
+    for other in graph[node]:
+        total += graph.weight(node, other) * 2
+    return total
+'''
+CONCEPTS = {"keyword": "lexical", "operator": "lexical", "docstring": "contextual", "call_arg": "syntactic",
+            "depth_1": "positional", "name": "syntactic"}  # fmt: skip
+N_DOCUMENTS, N_CTX = 8, 64
+
+
+def write_text() -> int:
+    """Corpus, tokens, concepts and the activations of both revisions; returns the number of text tokens of a split."""
+    from stages.lib.documents import Document, to_line
+    from stages.lib.files import sha256, write_json
+    from stages.lib.labels import Concept, pack, write_concepts, write_labels
+    from stages.lib.store import FORMAT, shard_header
+    from stages.lib.windows import WindowWriter, read_windows
+
+    corpus, splits = Path("data/corpus"), ("train", "fit", "validation", "test")
+    corpus.mkdir(parents=True)
+    documents = [
+        Document(f"package/file_{i}.py", SOURCE.replace("degree", f"degree_{i}"), "python") for i in range(N_DOCUMENTS)
+    ]
+    (corpus / "test.jsonl").write_text("".join(map(to_line, documents)))
+    counts = {split: {"documents": 8, "characters": 3000} for split in ("lm_train", "sae_train", "validation", "test")}
+    write_json(corpus / "corpus.json", {"source": "python_packages", "splits": counts, "dropped": {"short": 0}})
+    facts = {}
+    for split in splits:
+        with WindowWriter(Path(f"data/tokens/{split}.safetensors"), n_ctx=N_CTX, bos_id=1, pad_id=2) as writer:
+            for document in documents:
+                spans = np.array([match.span() for match in re.finditer(r" ?\w+|\n *|[^\w\s]| ", document.text)])
+                writer.add(document.id, np.full(len(spans), 5), spans)
+        facts[split] = {
+            "windows": writer.n_windows,
+            "tokens": writer.n_tokens,
+            "documents": writer.document_ids,
+            "dropped": {},
+        }
+    write_json(
+        Path("data/tokens/tokens.json"),
+        {"n_ctx": N_CTX, "bos": True, "bos_id": 1, "pad_id": 2, "d_vocab": 50, "splits": facts},
+    )
+    positions = read_windows("test").valid().flatten().nonzero().flatten().numpy()
+    n_positions = len(read_windows("test").length) * N_CTX
+    generator = np.random.default_rng(3)
+    labels = generator.random((n_positions, len(CONCEPTS))) < 0.2
+    concepts = [Concept(name, kind, prevalence={}, positives={}, mean_run=2.0) for name, kind in CONCEPTS.items()]
+    write_concepts(concepts)
+    for split in splits[1:]:
+        write_labels(split, pack(labels), concepts)
+    for revision in ("main", "untrained"):
+        directory = Path("data/activations") / revision
+        directory.mkdir(parents=True)
+        index = {"format": FORMAT, "model": "toy", "commit": None, "revision": revision,
+                 "hook_name": "blocks.2.hook_resid_post",
+                 "layer": 2, "d_in": D_IN, "dtype": "float32", "n_ctx": N_CTX, "seed": 0, "splits": {},
+                 "mean": [0.0] * D_IN, "scale": 1.0}  # fmt: skip
+        x = generator.normal(size=(len(positions), D_IN)).astype(np.float32)
+        x += (labels[positions].astype(np.float32) @ unit(len(CONCEPTS), 7).numpy()) * 3
+        for split in splits:
+            path = directory / f"{split}-00000.safetensors"
+            path.write_bytes(shard_header(index, split, 0, len(x)) + positions.tobytes() + x.tobytes())
+            index["splits"][split] = {
+                "rows": len(x),
+                "shards": [{"file": path.name, "rows": len(x), "sha256": sha256(path)}],
+            }
+        write_json(directory / "index.json", index)
+    losses = {"model": 1.8, "untrained": 6.9, "unigram": 5.0, "bigram": 3.2, "trigram": 2.9}
+    write_json(
+        Path("data/model/model.json"),
+        {"source": "scratch", "nats_per_token": losses, "revisions": ["main", "untrained"]},
+    )
+    return len(positions)
+
+
+def write_details() -> None:
+    """The tables of the analyses that the report draws."""
+    from stages.lib.files import write_json
+    from stages.lib.tables import write_parquet
+
+    concepts, clusters, places = list(CONCEPTS), {}, []
+    for number, arm in enumerate(ARMS):
+        generator = np.random.default_rng(number)
+        table = pd.read_parquet(f"data/frequency/{arm}/features.parquet").drop(columns="arm")
+        n = len(table)
+        score = np.clip(0.3 + 0.1 * np.log10(table["rate"].clip(1e-4)) + 0.15 * generator.normal(size=n) + 0.2, 0, 1)
+        table["mcc_calibrated"] = np.where(table["rate"] > 0, score, np.nan)
+        table["best_concept"] = [
+            concepts[i] if rate > 0 else None
+            for i, rate in zip(generator.integers(0, 6, n), table["rate"], strict=True)
+        ]
+        table["mean_act"], table["n_firings"] = 1.0, (table["rate"] * 1e5).astype(int)
+        write_parquet(Path(f"data/frequency/{arm}/features.parquet"), table)
+        keys = [(seed, 1, step) for seed in SEEDS for step in STEPS]
+        parts, rows = [], []
+        for seed, level, step in keys:
+            grown = 1 / (1 + (30 / max(step, 0.1)) ** 1.2)
+            parts.append(pd.DataFrame({
+                "arm": arm, "seed": seed, "level": level, "step": step, "feature": range(D_SAE),
+                "rate": 10 ** generator.normal(-1 - grown, 0.3 + grown / 2, D_SAE),
+                "cos_final": np.clip(0.3 + 0.7 * grown + 0.1 * generator.normal(size=D_SAE), 0, 1),
+                "alive": True,
+            }))  # fmt: skip
+            rows += [
+                (arm, seed, level, step, c, 0.0, max(0.0, (0.1 + 0.08 * i) * grown - 0.02 * number))
+                for i, c in enumerate(concepts)
+            ]
+        folder = Path("data/emergence") / arm
+        write_parquet(folder / "trajectories.parquet", pd.concat(parts, ignore_index=True))
+        write_parquet(
+            folder / "concepts.parquet",
+            pd.DataFrame(rows, columns=["arm", "seed", "level", "step", "concept", "f1", "cc_f1"]),
+        )
+        churn = [(seed, 1, step, 0.6 / (1 + step / 20) + 0.2, 0.18) for seed, _, step in keys]
+        write_parquet(
+            folder / "checkpoints.parquet",
+            pd.DataFrame(churn, columns=["seed", "level", "step", "churn", "churn_null"]),
+        )
+        effect = generator.normal(size=90) * 10 ** generator.normal(-2, 1, 90)
+        nodes = {"seed": np.repeat(SEEDS, 30), "level": 1, "stratum": np.tile(["random", "random", "top"], 30),
+                 "ablation": effect, "grad_x_act": effect * (1 + 0.2 * generator.normal(size=90)),
+                 "ig": effect * (1 + 0.6 * generator.normal(size=90))}  # fmt: skip
+        write_parquet(Path(f"data/attribution/{arm}/nodes.parquet"), pd.DataFrame(nodes))
+        found = [(arm, seed, level, c, CONCEPTS[c], int(generator.integers(1, D_SAE)), 0.5 - 0.05 * i, "sae")
+                 for seed in SEEDS for level in range(3) for i, c in enumerate(concepts)]  # fmt: skip
+        columns = ["arm", "seed", "level", "concept", "kind", "best_feature", "cc_f1", "basis"]
+        write_parquet(Path(f"data/interpret/{arm}/concepts.parquet"), pd.DataFrame(found, columns=columns))
+        places.append(pd.DataFrame({"arm": arm, "level": 1, "seed": 0, "feature": range(D_SAE),
+                                    "x": generator.normal(size=D_SAE),
+                                    "y": generator.normal(size=D_SAE), "cluster": 0}))  # fmt: skip
+        cell = {"value": 0.2, "null": 0.1, "null_high": 0.12, "p": 0.05 - 0.01 * number}
+        clusters[arm] = {"n_clusters": 4, "silhouette": cell, "stability": cell}
+    write_parquet(Path("data/embed/features.parquet"), pd.concat(places, ignore_index=True))
+    write_json(Path("reports/embed/clusters.json"), clusters)
+
+
+def write_all() -> None:
+    """Everything that the report reads but what compare writes."""
+    write_params()
+    write_summaries()
+    write_training()
+    write_text()
+    write_details()

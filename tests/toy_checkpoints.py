@@ -1,0 +1,114 @@
+"""Held-out activations with planted concepts, and SAEs whose features turn to them at known steps, as files.
+
+Concept c is a direction; its labels come in runs. Feature c of an SAE points at random up to step `rise[c]` and at the
+concept from then on, so the concept emerges at that step; features beyond the concepts stay random.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.lib import tensors
+from stages.lib.files import sha256, write_json
+from stages.lib.labels import Concept, pack, write_concepts, write_labels
+from stages.lib.saelens import save_sae
+from stages.lib.store import FORMAT, shard_header
+from stages.lib.windows import WindowWriter
+
+N_CTX, D_VOCAB, HOOK = 33, 40, "blocks.1.hook_resid_post"
+STEPS = [0, 1, 2, 4, 8, 16, 32, 64]
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def concept_directions(d_in: int, n_concepts: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return unit(torch.randn(n_concepts, d_in, generator=generator))
+
+
+def write_held_out(d_in: int, n_concepts: int, n_documents: int, revisions: list[str], length: int = 60) -> None:
+    """Tokens, concepts and activations of fit, validation and test."""
+    generator = np.random.default_rng(1)
+    splits, labels, counts = {}, {}, {}
+    for split in ("fit", "validation", "test"):
+        with WindowWriter(Path(f"data/tokens/{split}.safetensors"), n_ctx=N_CTX, bos_id=1, pad_id=2) as writer:
+            for document in range(n_documents):
+                ids = generator.integers(3, D_VOCAB, length)
+                writer.add(f"{split}/{document}", ids, np.zeros((length, 2), dtype=np.int64))
+        splits[split] = {"windows": writer.n_windows, "tokens": writer.n_tokens, "documents": writer.document_ids}
+        starts = generator.random((writer.n_windows * N_CTX, n_concepts)) < np.linspace(0.02, 0.06, n_concepts)
+        on = starts.copy()
+        for lag in (1, 2):  # runs of three
+            on[lag:] |= starts[:-lag]
+        labels[split], counts[split] = on, int(on.sum())
+    facts = {"n_ctx": N_CTX, "bos": True, "bos_id": 1, "pad_id": 2, "d_vocab": D_VOCAB, "splits": splits}
+    write_json(Path("data/tokens/tokens.json"), facts)
+    concepts = [
+        Concept(f"concept-{c}", "syntactic", prevalence={}, positives={}, mean_run=3.0) for c in range(n_concepts)
+    ]
+    write_concepts(concepts)
+    for split, on in labels.items():
+        write_labels(split, pack(on), concepts)
+    for revision in revisions:
+        _write_store(revision, d_in, n_concepts, labels)
+
+
+def _write_store(revision: str, d_in: int, n_concepts: int, labels: dict[str, np.ndarray]) -> None:
+    generator = torch.Generator().manual_seed(7)
+    directory = Path("data/activations") / revision
+    directory.mkdir(parents=True)
+    mean = torch.randn(d_in, generator=generator)
+    index = {"format": FORMAT, "model": "toy", "commit": None, "revision": revision, "hook_name": HOOK, "layer": 1}
+    index |= {"d_in": d_in, "dtype": "float32", "n_ctx": N_CTX, "seed": 0, "splits": {}}
+    index |= {"mean": mean.tolist(), "scale": 4.0}
+    directions = concept_directions(d_in, n_concepts)
+    for split, on in labels.items():
+        position = np.array([p for p in range(len(on)) if 0 < p % N_CTX < N_CTX - 2], dtype=np.int64)
+        noise = torch.randn(len(position), d_in, generator=generator) * 0.05
+        x = mean + 4.0 * (torch.from_numpy(on[position]).float() @ directions + noise)
+        path = directory / f"{split}-0.safetensors"
+        path.write_bytes(shard_header(index, split, 0, len(x)) + position.tobytes() + x.numpy().tobytes())
+        shard = {"file": path.name, "rows": len(x), "sha256": sha256(path)}
+        index["splits"][split] = {"rows": len(x), "shards": [shard]}
+    write_json(directory / "index.json", index)
+
+
+def write_arm(
+    arm: str,
+    *,
+    d_in: int,
+    d_sae: int,
+    rise: list[int],
+    seeds: list[int],
+    k: int = 4,
+    steps: list[int] = STEPS,
+    revision: str = "main",
+    architecture: str = "topk",
+) -> None:
+    """One level of SAEs per seed with checkpoints at `steps`; feature c emerges at step `rise[c]`."""
+    truth = concept_directions(d_in, len(rise))
+    for seed in seeds:
+        root = Path("data/train") / arm / f"seed-{seed}"
+        generator = torch.Generator().manual_seed(100 + seed)
+        random = unit(torch.randn(d_sae, d_in, generator=generator))
+        for step in steps:
+            W_dec = random.clone()
+            risen = torch.tensor([step >= at for at in rise])
+            W_dec[: len(rise)][risen] = truth[risen]
+            weights = {
+                "W_enc": W_dec.T,
+                "W_dec": W_dec,
+                "b_dec": torch.zeros(d_in),
+                "b_enc": torch.full((d_sae,), -0.45),
+            }
+            if architecture == "jumprelu":
+                weights["threshold"] = torch.full((d_sae,), 0.2)
+            path = root / "level-1" / "checkpoints" / f"step-{step:08d}.safetensors"
+            tensors.save(path, {name: w.half() for name, w in weights.items()}, {"step": step, "tokens": 10 * step})
+        for level in (0, 1):
+            save_sae(root / f"level-{level}", architecture, weights, k=k if architecture == "topk" else None)
+        facts = {"arm": arm, "variant": architecture, "activations": revision, "seed": seed, "levels": [8, k]}
+        write_json(root / "train.json", facts | {"sparsity_name": "k", "follow_level": 1})
