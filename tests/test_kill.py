@@ -84,7 +84,7 @@ STAGES = [
     # resume directory, module and arguments, stages of the graph that end it
     ("model", ["stages.model"], "model", 150),
     ("activations", ["stages.activations"], "activations", None),
-    ("train@topk-0", ["stages.train", "topk", "0"], "train@topk-0", 250),
+    ("train@topk-0", ["stages.train", "topk", "0"], "train@topk-0", 248),
 ]
 
 

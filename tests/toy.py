@@ -19,7 +19,7 @@ N_TEXTS = 60
 SMALLEST, LARGEST = 2500, 9000
 """Bytes of a text."""
 ARMS: dict[str, dict[str, Any]] = {
-    "relu": {"l1_coefficient": [0.02, 0.06, 0.15]},
+    "relu": {"l1_coefficient": [0.15, 0.4, 1.0]},
     "jump_relu": {"l0_coefficient": [0.002, 0.008, 0.03]},
     "topk": {"k": [2, 4, 8]},
     "frozen_decoder": {"k": [2, 4, 8]},
@@ -167,11 +167,23 @@ def environment(**more: str) -> dict[str, str]:
     return {**inherited, "PATH": path, "WANDB_MODE": "disabled", **more}
 
 
-def run(directory: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """A command in a copy, with its output; a first word `python` or `dvc` is that of this environment."""
+def start(directory: Path, *command: str, **more: str) -> subprocess.Popen[str]:
+    """Begin a command in a copy; a first word `python` or `dvc` is that of this environment."""
     python = {"python": [sys.executable], "dvc": [sys.executable, "-m", "dvc"]}
     words = [*python.get(command[0], [command[0]]), *command[1:]]
-    return subprocess.run(words, cwd=directory, env=environment(**more), capture_output=True, text=True, check=False)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=directory, env=environment(**more), stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for what `start` began, and take its output."""
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run(directory: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A command in a copy, with its output."""
+    return finish(start(directory, *command, **more))
 
 
 if __name__ == "__main__":

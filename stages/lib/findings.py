@@ -120,6 +120,11 @@ def fidelity(results: Results) -> list[Block]:
             f"**At L0 {results.l0:g} the FVU (share of variance left unexplained, test documents) is lowest for "
             f"`{best}`: {as_text(cells[best])}**, and highest for `{worst}`: {as_text(cells[worst])} ({results.over})."
         )
+        if best == worst:
+            first = (
+                f"**At L0 {results.l0:g} the FVU (share of variance left unexplained, test documents) of `{best}` is "
+                f"{as_text(cells[best])}** ({results.over}); no other arm that is no control reaches that L0."
+            )
         blocks.append(Text(f"{first} {_against_reference(results, 'fvu')}"))
     else:
         blocks.append(absent(f"FVU at L0 {results.l0:g}"))
