@@ -117,12 +117,32 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, b"")
         elif path.startswith("api/models/"):
             self.api(path.removeprefix("api/models/"))
+        elif path.startswith("api/datasets/"):
+            self.api(path.removeprefix("api/"))  # a data set's repository is served as `datasets/<id>`
         elif "/resolve/" in path:
             repository, _, rest = path.partition("/resolve/")
             revision, _, file = rest.partition("/")
             self.file(repository, revision, file)
         else:
             self.answer(404, b"")
+
+    def do_POST(self) -> None:
+        """Facts on the files that the body asks for (`paths-info`)."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        repository, _, revision = urlsplit(self.path).path.removeprefix("/api/").partition("/paths-info/")
+        directory = self.directory(unquote(repository), revision)
+        if directory is not None:
+            facts = [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": (directory / name).stat().st_size,
+                    "oid": self.digest(directory / name),
+                }
+                for name in asked["paths"]
+                if (directory / name).is_file()
+            ]
+            self.answer(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
 
     def api(self, path: str) -> None:
         for marker in ("/revision/", "/tree/"):
