@@ -59,8 +59,8 @@ def progress(stage: str, kept: dict[str, dict[str, Any]]) -> int:
     return max((state["done"] for state in kept.values()), default=0)
 
 
-def kill_once(directory: Path, stage: str, words: list[str], after: float) -> int:
-    """Start a stage, kill it so many seconds after its first new state; returns the steps that were saved then."""
+def kill_once(directory: Path, stage: str, words: list[str], steps: int, after: float) -> int:
+    """Start a stage, kill it so many steps and seconds on from where it was; returns the steps that are saved."""
     before = progress(stage, states(directory, stage))
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, *words],
@@ -70,9 +70,9 @@ def kill_once(directory: Path, stage: str, words: list[str], after: float) -> in
         text=True,
     )
     begun = time.monotonic()
-    while process.poll() is None and progress(stage, states(directory, stage)) <= before:
+    while process.poll() is None and progress(stage, states(directory, stage)) < before + steps:
         assert time.monotonic() - begun < DEADLINE
-        time.sleep(0.05)
+        time.sleep(0.02)
     time.sleep(after)
     process.kill()
     _, errors = process.communicate()
@@ -80,11 +80,11 @@ def kill_once(directory: Path, stage: str, words: list[str], after: float) -> in
     return progress(stage, states(directory, stage))
 
 
+# Stage, module and arguments, what must have run before, steps of its loop.
 STAGES = [
-    # resume directory, module and arguments, stages of the graph that end it
-    ("model", ["stages.model"], "model", 150),
-    ("activations", ["stages.activations"], "activations", None),
-    ("train@topk-0", ["stages.train", "topk", "0"], "train@topk-0", 248),
+    ("model", ["stages.model"], "corpus", 150),
+    ("activations", ["stages.activations"], "tokens", None),
+    ("train@topk-0", ["stages.train", "topk", "0"], "method@topk", 248),
 ]
 
 
@@ -101,19 +101,21 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
-def test_killed_stages_go_on_and_end_in_the_same_bytes(copies: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(("stage", "words", "before", "n_steps"), STAGES)
+def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(
+    copies: tuple[Path, Path], stage: str, words: list[str], before: str, n_steps: int | None
+) -> None:
     whole, killed = copies
-    generator = random.Random(0)
-    for stage, words, target, n_steps in STAGES:
-        upstream = toy.run(killed, "dvc", "repro", "--single-item", "check") if stage == "model" else None
-        before = {"model": ["corpus"], "activations": ["tokens"], "train@topk-0": ["method@topk"]}[stage]
-        upstream = toy.run(killed, "dvc", "repro", *before)
-        assert upstream.returncode == 0, upstream.stderr
-        saved = [kill_once(killed, stage, words, generator.uniform(0.0, 0.8)) for _ in range(N_KILLS)]
-        assert 0 < saved[0] < saved[1], saved  # each kill fell inside the loop, and the later run began where it was
-        assert n_steps is None or saved[-1] < n_steps
-        done = toy.run(killed, "dvc", "repro", target)
-        assert done.returncode == 0, done.stderr
-        left = list((killed / "data/.resume" / stage).glob("*"))
-        assert not left, f"the last run of {stage} did not take up {left}"
-        assert outs(killed)[target] == outs(whole)[target]
+    upstream = toy.run(killed, "dvc", "repro", before)
+    assert upstream.returncode == 0, upstream.stderr
+    generator = random.Random(stage)
+    saved = [
+        kill_once(killed, stage, words, generator.randint(5, 60), generator.uniform(0.0, 0.1)) for _ in range(N_KILLS)
+    ]
+    assert 0 < saved[0] < saved[1], saved  # each kill fell inside the loop, and the later run began where it was
+    assert n_steps is None or saved[-1] < n_steps
+    done = toy.run(killed, "dvc", "repro", stage)
+    assert done.returncode == 0, done.stderr
+    left = list((killed / "data/.resume" / stage).glob("*"))
+    assert not left, f"the last run of {stage} did not take up {left}"
+    assert outs(killed)[stage] == outs(whole)[stage]

@@ -148,5 +148,5 @@ def test_what_cannot_be_trained_is_refused_before_training(workspace, changes, m
 
 
 def test_a_name_belongs_to_a_pretrained_model(workspace):
-    with pytest.raises(UserError, match="are for model.source: pretrained; with scratch they must be null"):
+    with pytest.raises(UserError, match="with scratch they must be null"):
         scratch.build("gpt2", None, tiny(), 0, workspace / "a")
