@@ -136,11 +136,13 @@ def frontier(axes: Axes, table: pd.DataFrame, arms: Sequence[str], label: str, l
 
 
 def log_ticks(axes: Axes, which: str) -> None:
-    """A logarithmic axis with plain numbers: powers of 2 along x (L0), 1, 2 and 5 of every decade along y."""
+    """A logarithmic axis with plain numbers: powers of 2 along x (L0), 1, 2, 3 and 5 of every decade along y."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     locator = (
-        matplotlib.ticker.LogLocator(base=2) if which == "x" else matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 5))
+        matplotlib.ticker.LogLocator(base=2)
+        if which == "x"
+        else matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 3, 5))
     )
     axis.set_major_locator(locator)
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
@@ -176,7 +178,8 @@ def curves(axes: Axes, table: pd.DataFrame, arms: Sequence[str], value: str, x: 
 def densities(axes: Axes, rates: Mapping[str, npt.NDArray[np.float64]], arms: Sequence[str]) -> None:
     """A row per arm: the histogram of log10 firing rate over features that fired, each scaled to its own maximum."""
     shown = [arm for arm in arms if arm in rates]
-    edges = np.linspace(-6, 0, 49)
+    lowest = min((np.log10(rates[arm][rates[arm] > 0]).min(initial=-2) for arm in shown), default=-2)
+    edges = np.linspace(np.floor(lowest), 0, 49)
     for row, arm in enumerate(reversed(shown)):
         positive = rates[arm][rates[arm] > 0]
         counts, _ = np.histogram(np.log10(positive), bins=edges)

@@ -66,7 +66,8 @@ class Results(NamedTuple):
             ]
             chosen = chosen if len(chosen) else own.drop_duplicates("seed")
             if len(chosen):
-                cells[arm] = {k: v for k, v in estimate(chosen["value"].tolist())._asdict().items() if v is not None}
+                found = estimate(chosen["value"].tolist(), metric)._asdict()
+                cells[arm] = {name: value for name, value in found.items() if value is not None}
         return cells
 
 

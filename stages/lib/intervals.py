@@ -23,11 +23,52 @@ class Estimate(NamedTuple):
     """How many seeds."""
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one value per seed, with its 95 % t-interval."""
+SHARES = (
+    "_fraction",
+    "auroc",
+    "coverage",
+    "_contextual",
+    "_f1",
+    "sign_agreement",
+    "hoyer",
+    "gini",
+    "churn",
+    "churn_null",
+)
+CORRELATIONS = ("spearman", "_icc", "_ccc", "pearson", "mcc", "cosine")
+COUNTS = (
+    "births",
+    "deaths",
+    "n_emerged",
+    "emerged_at_start",
+    "fvu",
+    "l0",
+    "l0_sd",
+    "median_settling_step",
+    "median_tau",
+)
+
+
+def possible(metric: str) -> tuple[float, float]:
+    """The values that a metric can have by its definition; unlimited for a name that is not known."""
+    if metric.endswith("_disattenuated"):  # divided by a reliability, so that it may leave [-1, 1]
+        return -np.inf, np.inf
+    if metric.endswith(CORRELATIONS) or metric.startswith(("spearman", "icc_", "driver_", "spec_")):
+        return -1.0, 1.0
+    if metric.endswith(SHARES) or metric.startswith("auroc"):
+        return 0.0, 1.0
+    return (0.0 if metric in COUNTS else -np.inf), np.inf
+
+
+def estimate(values: Sequence[float], metric: str = "") -> Estimate:
+    """The mean of one value per seed, with its 95 % t-interval.
+
+    The interval is cut where the metric cannot be: with few seeds a t-interval goes beyond, and says nothing there.
+    """
     assert len(values) > 0, "an estimate needs a value"
     interval = bootstrap.t_interval(list(values))
-    low, high = interval if interval is not None else (None, None)
+    least, most = possible(metric)
+    low, high = (max(interval.low, least), min(interval.high, most)) if interval is not None else (None, None)
     return Estimate(float(np.mean(values)), low, high, len(values))
 
 

@@ -61,8 +61,8 @@ def _per_seed(values: pd.DataFrame, metric: str, target: float) -> dict[str, dic
     return {str(arm): dict(zip(g["seed"], g["value"], strict=True)) for arm, g in chosen.groupby("arm", sort=False)}
 
 
-def _cell(values: Sequence[float]) -> dict[str, float | int]:
-    return {name: value for name, value in estimate(values)._asdict().items() if value is not None}
+def _cell(values: Sequence[float], metric: str = "") -> dict[str, float | int]:
+    return {name: value for name, value in estimate(values, metric)._asdict().items() if value is not None}
 
 
 def means(values: pd.DataFrame, metrics: Sequence[str], targets: Sequence[float]) -> Nested:
@@ -71,7 +71,7 @@ def means(values: pd.DataFrame, metrics: Sequence[str], targets: Sequence[float]
     for target in targets:
         for metric in metrics:
             for arm, seeds in _per_seed(values, metric, target).items():
-                table.setdefault(key(target), {}).setdefault(metric, {})[arm] = _cell(list(seeds.values()))
+                table.setdefault(key(target), {}).setdefault(metric, {})[arm] = _cell(list(seeds.values()), metric)
     return table
 
 

@@ -61,6 +61,7 @@ def training_curves(results: Results, table: pd.DataFrame) -> Figure:
             figures.curves(panel, table, results.arms, value, "tokens", ("training tokens", label))
         for panel in axes[:2]:
             figures.log_ticks(panel, "y")
+        axes[2].set_ylim(0, max(0.05, axes[2].get_ylim()[1]))  # not a scale of its own where nothing died
         figures.legend(figure, axes[0])
         picture = png(figure)
     return Figure("training", picture, (
