@@ -159,7 +159,8 @@ def test_a_window_begins_with_bos_or_else_the_end_of_text_token() -> None:
 def test_too_few_tokens_name_the_setting(project: Path, key: str) -> None:
     write_params(**{key: 10**6})
     split = "sae_train" if key == "n_fit" else key.removeprefix("n_")
-    message = rf"tokens.{key} is 1000000, but data/corpus/{split}.jsonl has only \d+ tokens in excerpts of 100000; .* corpus.split.{split}"
+    where = f"{split}.jsonl has only"
+    message = rf"tokens.{key} is 1000000, but data/corpus/{where} \d+ tokens in .* 100000; .* corpus.split.{split}"
     with pytest.raises(UserError, match=message):
         main()
 
