@@ -13,7 +13,7 @@ import io
 import shutil
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -25,6 +25,7 @@ from stages.lib.device import device
 from stages.lib.errors import UserError, run
 from stages.lib.files import write_json, write_text
 from stages.lib.log import Log
+from stages.lib.memory import keep_freed_memory
 from stages.lib.resume import Resume, fingerprint
 from stages.lib.sae import SAE, SAEParams, random_directions
 from stages.lib.saelens import fold, save_sae
@@ -42,6 +43,8 @@ class TrainParams(params.Params):
     epochs: PositiveInt
     batch_size: PositiveInt
     lr: PositiveFloat
+    encoder: Literal["float32", "bfloat16"]
+    """In what a CPU searches for active features; their codes are float32 in any case."""
     lr_warm_up: Share
     lr_decay: Share
     sparsity_warm_up: Share
@@ -101,7 +104,8 @@ def prepare(chosen: Settings, d_in: int, steps: int, on: torch.device) -> Traini
     generator = torch.Generator().manual_seed(integer(chosen.seed, "initialisation"))
     decoder = random_directions(own.d_sae, d_in, generator).to(on)
     dead_tokens = max(own.dead_tokens, round(own.dead_share * steps * own.batch_size))
-    saes = [chosen.variant.Variant(chosen.arm, level, decoder, dead_tokens) for level in chosen.levels]
+    coarse = torch.bfloat16 if own.encoder == "bfloat16" and on.type == "cpu" else None
+    saes = [chosen.variant.Variant(chosen.arm, level, decoder, dead_tokens, coarse) for level in chosen.levels]
     lr = own.lr if chosen.arm.lr is None else chosen.arm.lr
     schedule = Schedule(steps, lr, own.lr_warm_up, own.lr_decay, own.sparsity_warm_up)
     return Training(saes, schedule, own.follow_level, own.n_checkpoints)
@@ -157,6 +161,7 @@ def write(arm: str, chosen: Settings, training: Training, store: Store, resume: 
 def main(arm: str, seed: str) -> None:
     """Train, or go on with what was begun, and write the outputs."""
     chosen = settings(arm, seed)
+    keep_freed_memory()
     store = open_store(chosen.arm.activations)
     on = device()
     training = prepare(chosen, store.d_in, n_steps(chosen.train, store.n_rows("train")), on)

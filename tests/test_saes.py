@@ -23,10 +23,12 @@ OWN = {
 D_IN, D_SAE = 12, 24
 
 
-def build(name: str, decoder: torch.Tensor, dead_tokens: int = 10**9, **settings) -> SAE:
+def build(
+    name: str, decoder: torch.Tensor, dead_tokens: int = 10**9, encoder_dtype: torch.dtype | None = None, **settings
+) -> SAE:
     module = plugins.load("saes", name, "saes.x.variant")
     params = module.SAEParams(variant=name, activations="main", **{**OWN[name], **settings})
-    return module.Variant(params, getattr(params, module.Variant.sparsity_name)[0], decoder, dead_tokens)
+    return module.Variant(params, getattr(params, module.Variant.sparsity_name)[0], decoder, dead_tokens, encoder_dtype)
 
 
 def directions(seed: int = 0) -> torch.Tensor:
@@ -66,8 +68,11 @@ def test_starts_tied_with_zero_biases(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("dead", ["none", "some", "all"])
-def test_gradient_is_that_of_the_losses_in_double_precision(name: str, dead: str) -> None:
-    fast, plain = build(name, directions(), dead_tokens=1), build(name, directions().double(), dead_tokens=1)
+@pytest.mark.parametrize("encoder_dtype", [None, torch.bfloat16])
+def test_gradient_is_that_of_the_losses_in_double_precision(
+    name: str, dead: str, encoder_dtype: torch.dtype | None
+) -> None:
+    fast, plain = build(name, directions(), 1, encoder_dtype), build(name, directions().double(), 1)
     for sae in (fast, plain):
         perturb(sae)
         sae.tokens_since_fired[{"none": slice(0, 0), "some": slice(3, 14), "all": slice(None)}[dead]] = 1

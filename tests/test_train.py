@@ -18,10 +18,12 @@ from stages.lib import params, tensors, training
 from stages.lib.errors import UserError
 from stages.lib.files import read_json
 from stages.lib.resume import Resume
+from stages.lib.sae import random_directions
 from stages.lib.saelens import load_sae
 from stages.lib.store import open_store
 from stages.lib.store_writer import StoreWriter
 from stages.lib.training import Schedule, checkpoint_steps, history_steps
+from stages.saes import topk
 
 ROOT = Path(__file__).resolve().parent.parent
 D_IN, D_SAE, ROWS = 8, 16, 900
@@ -31,6 +33,7 @@ TRAIN = {
     "epochs": 1,
     "batch_size": 30,
     "lr": 0.003,
+    "encoder": "float32",
     "lr_warm_up": 0.02,
     "lr_decay": 0.2,
     "sparsity_warm_up": 0.1,
@@ -216,16 +219,16 @@ def test_same_settings_give_the_same_bytes(project: Path) -> None:
 
 
 def interrupted(arm: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send SIGTERM in step `at`."""
-    step = training.Training.step
+    """Send SIGTERM in the stretch of steps that holds step `at`."""
+    run_stretch = training.Training.run
 
-    def signalling(self: training.Training, x: torch.Tensor) -> None:
-        if self.done == at - 1:
+    def signalling(self: training.Training, batches: list[torch.Tensor]) -> None:
+        if self.done < at <= self.done + len(batches):
             os.kill(os.getpid(), signal.SIGTERM)
-        step(self, x)
+        run_stretch(self, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "step", signalling)
+        patch.setattr(training.Training, "run", signalling)
         with pytest.raises(SystemExit) as stop:
             train.main(arm, "0")
     assert stop.value.code == 128 + signal.SIGTERM
@@ -241,11 +244,17 @@ def test_a_terminated_run_goes_on_exactly(arm: str, project: Path, monkeypatch: 
     interrupted(arm, 6, monkeypatch)
     interrupted(arm, 17, monkeypatch)
     assert not contents(directory)
-    steps = []
-    step = training.Training.step
-    monkeypatch.setattr(training.Training, "step", lambda self, x: (steps.append(self.done), step(self, x))[1])
+    steps: list[int] = []
+    run_stretch = training.Training.run
+
+    def recorded(self: training.Training, batches: list[torch.Tensor]) -> None:
+        steps.extend(range(self.done, self.done + len(batches)))
+        run_stretch(self, batches)
+
+    monkeypatch.setattr(training.Training, "run", recorded)
     train.main(arm, "0")
-    assert steps == list(range(17, 30))
+    assert 17 <= steps[0] < 24  # the stretch was finished first
+    assert steps == list(range(steps[0], 30))
     assert contents(directory) == whole
 
 
@@ -387,3 +396,17 @@ def test_says_so_when_training_diverges(project: Path) -> None:
     configure(saes__relu__lr=1e30)
     with pytest.raises(UserError, match=r"training diverged at step \d+ of level \d: lower the learning rate"):
         train.main("relu", "0")
+
+
+def test_stretches_end_where_something_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "HISTORY_ROWS", 2)  # rows after steps 15 and 30
+    own = topk.SAEParams(variant="topk", activations="main", k=[2], aux_coefficient=0.0)
+    sae = topk.Variant(own, 2, random_directions(D_SAE, D_IN, torch.Generator()), 100)
+    whole = training.Training([sae], Schedule(30, 0.01, 0.0, 0.0, 0.0), 0, 5)
+    assert whole.checkpoints == [0, 1, 3, 9, 30]
+    batches = iter(torch.zeros(30, 4, D_IN).unbind())
+    lengths = []
+    for stretch in training.stretches(whole, batches):
+        lengths.append(len(stretch))
+        whole.done += len(stretch)
+    assert lengths == [1, 2, 6, 6, 8, 7]

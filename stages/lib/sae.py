@@ -67,6 +67,8 @@ class SAE:
         sparsity: the level.
         decoder: initial directions, unit rows.
         dead_tokens: a feature is dead when it has not fired on as many tokens.
+        encoder_dtype: a coarser type in which a CPU may search for the active features, whose pre-activations are then
+            computed again in that of the weights.
     """
 
     architecture: ClassVar[str]
@@ -77,9 +79,14 @@ class SAE:
     threshold: Tensor
 
     def __init__(
-        self, params: Any, sparsity: float | int, decoder: Float[Tensor, "d_sae d_in"], dead_tokens: int
+        self,
+        params: Any,
+        sparsity: float | int,
+        decoder: Float[Tensor, "d_sae d_in"],
+        dead_tokens: int,
+        encoder_dtype: torch.dtype | None = None,
     ) -> None:
-        self.params, self.sparsity, self.dead_tokens = params, sparsity, dead_tokens
+        self.params, self.sparsity, self.dead_tokens, self.encoder_dtype = params, sparsity, dead_tokens, encoder_dtype
         self.d_sae, self.d_in = decoder.shape
         initial = {
             "W_enc": decoder,

@@ -42,7 +42,8 @@ def _top_rows(z: np.ndarray, k: int, start: int, stop: int, chosen: np.ndarray) 
         row = z[r]
         low, high = row[0], row[0]
         for j in range(n):
-            low, high = min(low, row[j]), max(high, row[j])
+            low = row[j] if row[j] < low else low
+            high = row[j] if row[j] > high else high
         exact = False
         while not exact:
             middle = low + (high - low) * row.dtype.type(0.5)
@@ -62,10 +63,17 @@ def _top_rows(z: np.ndarray, k: int, start: int, stop: int, chosen: np.ndarray) 
                 count += np.int32(row[j] >= high)
             if count >= k:
                 low = high
+        m, j = np.int64(0), 0
+        if exact:
+            # Written in any case and kept if the place moves on: at random a branch would be mispredicted often.
+            while m < k:
+                chosen[r, m] = j
+                m += np.int64(row[j] >= low)
+                j += 1
+            continue
         ties = np.int64(k)
         for j in range(n):
             ties -= np.int64(row[j] > low)
-        m = 0
         for j in range(n):
             if m < k and (row[j] > low or (row[j] == low and ties > 0)):
                 ties -= np.int64(row[j] == low)
@@ -125,13 +133,19 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads)
 
 
-def over_rows(kernel: Kernel, z: np.ndarray, argument: Any, *rest: np.ndarray) -> None:
-    """Call `kernel(z, argument, start, stop, *rest)` so that every row is in one call; threads share the rows."""
-    n_threads = torch.get_num_threads() if z.size >= PARALLEL_FROM else 1
+def over_rows(
+    kernel: Kernel, z: np.ndarray, argument: Any, *rest: np.ndarray, n_rows: int | None = None, work: int | None = None
+) -> None:
+    """Call `kernel(z, argument, start, stop, *rest)` so that every row is in one call; threads share the rows.
+
+    There are as many rows as in `z`, and as much work as it has numbers, unless the caller says otherwise.
+    """
+    n_rows = len(z) if n_rows is None else n_rows
+    n_threads = torch.get_num_threads() if (z.size if work is None else work) >= PARALLEL_FROM else 1
     if n_threads == 1:
-        kernel(z, argument, 0, len(z), *rest)
+        kernel(z, argument, 0, n_rows, *rest)
         return
-    edges = [len(z) * part // n_threads for part in range(n_threads + 1)]
+    edges = [n_rows * part // n_threads for part in range(n_threads + 1)]
     calls = [_pool(n_threads).submit(kernel, z, argument, *part, *rest) for part in pairwise(edges)]
     for call in calls:
         call.result()

@@ -13,27 +13,27 @@ It trains the encoder and the decoder of dead features and nothing else, so b_de
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from stages.lib.errors import UserError
-from stages.lib.pairs import (
-    add_gradients,
-    code_gradient,
-    decode,
-    of_rows,
-    weight_gradients,
-    which_fired,
-    write_gradients,
-)
-from stages.lib.sae import SAE, Losses
+from stages.lib.pairs import decoded, largest_pairs, squared, which_fired, write_gradients
+from stages.lib.sae import SAE, Losses, SAEParams
 from stages.lib.selection import top_k
 
 
-def check_k(levels: list[int], arm: str, d_sae: int) -> None:
-    """Raise a `UserError` unless every k is between 1 and d_sae."""
-    for k in levels:
-        if not 1 <= k <= d_sae:
-            raise UserError(f"saes.{arm}.k must be between 1 and d_sae = {d_sae}, not {k}")
+class TopKParams(SAEParams):
+    """A level is a k."""
+
+    k: list[int] = Field(min_length=1)
+    aux_coefficient: NonNegativeFloat
+    """Weight of L_aux; 1/32 in the paper."""
+
+    def check(self, arm: str, d_sae: int) -> None:
+        """Raise a `UserError` unless every k is between 1 and d_sae."""
+        for k in self.k:
+            if not 1 <= k <= d_sae:
+                raise UserError(f"saes.{arm}.k must be between 1 and d_sae = {d_sae}, not {k}")
 
 
 def keep_top_k(z: Float[Tensor, "token d_sae"], k: int) -> Float[Tensor, "token d_sae"]:
@@ -73,43 +73,40 @@ def topk_losses(sae: SAE, x: Float[Tensor, "token d_in"], k: int, aux_coefficien
 
 def topk_gradients(sae: SAE, x: Float[Tensor, "token d_in"], k: int, aux_coefficient: float) -> Losses:
     """The gradient of `topk_losses`, over active pairs alone (`stages.lib.pairs`)."""
-    centred = x - sae.b_dec.detach()
-    z = torch.addmm(sae.b_enc.detach(), centred, sae.W_enc.detach())
-    chosen = top_k(z, k)
-    codes = z.gather(1, chosen).flatten().relu_()
-    active, pairs = codes > 0, of_rows(chosen)
-    error = decode(pairs, codes, sae.W_dec) + sae.b_dec.detach() - x
-    output_gradient = error * (2 / len(x))
-    hidden_gradient = code_gradient(pairs, output_gradient, sae.W_dec) * active
-    write_gradients(
-        sae, weight_gradients(pairs, codes, hidden_gradient, output_gradient, centred, sae.d_sae), output_gradient
-    )
+    pairs = largest_pairs(sae, x, k)
+    codes = pairs.z.relu()
+    error, slope = decoded(sae, x, pairs, codes)
+    active = codes > 0
+    write_gradients(sae, x, pairs, codes, slope.mul_(2 / len(x)).mul_(active), error)
     return Losses(
-        fvu=error.square().sum() / len(x),
+        fvu=squared(error) / len(x),
         sparsity=x.new_zeros(()),
-        auxiliary=aux_coefficient * add_auxk_gradients(sae, centred, z, error.neg_(), aux_coefficient),
+        auxiliary=aux_coefficient * add_auxk_gradients(sae, x, error, aux_coefficient),
         l0=active.sum() / len(x),
         fired=which_fired(pairs, codes, sae.d_sae),
     )
 
 
 def add_auxk_gradients(
-    sae: SAE,
-    centred: Float[Tensor, "token d_in"],
-    z: Float[Tensor, "token d_sae"],
-    error: Float[Tensor, "token d_in"],
-    aux_coefficient: float,
+    sae: SAE, x: Float[Tensor, "token d_in"], error: Float[Tensor, "token d_in"], aux_coefficient: float
 ) -> Float[Tensor, ""]:
-    """L_aux; adds the gradient of aux_coefficient L_aux to those of dead features. `error` is e = x - x_hat."""
+    """L_aux; adds the gradient of aux_coefficient L_aux to those of dead features. `error` is x_hat - x."""
     dead = sae.dead().nonzero()[:, 0]
-    variation = (error - error.mean(0)).square().sum()
-    if not len(dead) or not variation > 0:
+    if not len(dead):
         return error.new_zeros(())
-    dead_z = z[:, dead]
-    chosen = top_k(dead_z, min(len(dead), sae.d_in // 2))
-    codes, pairs = dead_z.gather(1, chosen).flatten().relu_(), of_rows(dead[chosen])
-    miss = decode(pairs, codes, sae.W_dec) - error
+    variation = squared(error - error.mean(0))
+    if not variation > 0:
+        return error.new_zeros(())
+    W_enc, W_dec = sae.W_enc.detach()[:, dead], sae.W_dec.detach()[dead]
+    centred = x - sae.b_dec.detach()
+    z = torch.addmm(sae.b_enc.detach()[dead], centred, W_enc)
+    codes = keep_top_k(z, min(len(dead), sae.d_in // 2))
+    miss = torch.addmm(error, codes, W_dec)  # e_hat - e
     output_gradient = miss * (2 * aux_coefficient / variation)
-    hidden_gradient = code_gradient(pairs, output_gradient, sae.W_dec) * (codes > 0)
-    add_gradients(sae, weight_gradients(pairs, codes, hidden_gradient, output_gradient, centred, sae.d_sae))
-    return miss.square().sum() / variation
+    hidden_gradient = (output_gradient @ W_dec.T).mul_(codes > 0)
+    assert sae.W_enc.grad is not None and sae.b_enc.grad is not None
+    sae.W_enc.grad.T.index_add_(0, dead, hidden_gradient.T @ centred)
+    sae.b_enc.grad.index_add_(0, dead, hidden_gradient.sum(0))
+    if sae.W_dec.grad is not None:
+        sae.W_dec.grad.index_add_(0, dead, codes.T @ output_gradient)
+    return squared(miss) / variation

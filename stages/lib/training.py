@@ -3,12 +3,18 @@
 Rates are functions of the step: warm-ups keep features from dying before the encoder has
 settled, the decay takes the noise out of the last weights. Losses are added up on the device and read a hundred-odd
 times in a run, so that steps do not wait for it.
+
+Levels share the batches and nothing else. On a CPU each has a thread of its own and trains on some batches in a row,
+the next of which are read meanwhile: a step of a small SAE has too little work to be shared among threads.
 """
 
 import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
@@ -20,9 +26,14 @@ from stages.lib.errors import UserError
 from stages.lib.log import Log
 from stages.lib.resume import Resume
 from stages.lib.sae import SAE
+from stages.lib.side_by_side import side_by_side
 
 HISTORY_ROWS = 150
 """Rows of `history.csv` for each level."""
+LONGEST_STRETCH = 8
+"""Batches in a row, ..."""
+STRETCH_NUMBERS = 2**22
+"""... as long as they hold no more numbers than this: a signal waits for the end of a stretch."""
 SAVE_SECONDS = "EXPLORING_SAES_SAVE_SECONDS"
 """Environment variable: seconds between savings of the half-finished work (60 if it is not set)."""
 
@@ -115,19 +126,30 @@ class Training:
         """Steps."""
         self.history: list[Row] = []
         self._rows = history_steps(schedule.n_steps)
+        self._due = self._rows | set(self.checkpoints)
         self._sums = torch.zeros(len(saes), 4, dtype=torch.float64, device=saes[0].W_dec.device)
         self._summed = 0
 
-    def step(self, x: Float[Tensor, "token d_in"]) -> None:
-        """Train every level on one batch."""
-        lr, warm_up = self.schedule.lr_at(self.done), self.schedule.sparsity_at(self.done)
-        for sums, sae in zip(self._sums, self.saes, strict=True):
-            losses = sae.step(x, lr, warm_up)
-            sums.add_(torch.stack([losses.fvu, losses.l0, losses.sparsity, losses.auxiliary]))
-        self.done += 1
-        self._summed += 1
+    def stretch(self, done: int, longest: int) -> int:
+        """How many steps can be done in a row after `done` others, before a row or a checkpoint is due."""
+        n = 1
+        while n < longest and done + n not in self._due and done + n < self.schedule.n_steps:
+            n += 1
+        return n
+
+    def run(self, batches: list[Float[Tensor, "token d_in"]]) -> None:
+        """Train every level on some batches in a row."""
+        side_by_side(partial(self._train_level, batches), range(len(self.saes)), self._sums.device)
+        self.done += len(batches)
+        self._summed += len(batches)
         if self.done in self._rows:
-            self._write_rows(lr)
+            self._write_rows(self.schedule.lr_at(self.done - 1))
+
+    def _train_level(self, batches: list[Float[Tensor, "token d_in"]], level: int) -> None:
+        for step, x in enumerate(batches, self.done):
+            losses = self.saes[level].step(x, self.schedule.lr_at(step), self.schedule.sparsity_at(step))
+            found = torch.stack([losses.fvu, losses.l0, losses.sparsity, losses.auxiliary])
+            self._sums[level].add_(found)
 
     def _write_rows(self, lr: float) -> None:
         dead = torch.stack([sae.dead().double().mean() for sae in self.saes])
@@ -178,17 +200,15 @@ def train(training: Training, batches: Iterator[Float[Tensor, "token d_in"]], re
         SystemExit: on SIGTERM and SIGINT, with the work kept.
     """
     interval, saved = float(os.environ.get(SAVE_SECONDS, "60")), time.monotonic()
+    if training.done == 0:
+        training.keep_checkpoint(resume)
     with Interruption() as interruption:
-        if training.done == 0:
-            training.keep_checkpoint(resume)
-        for x in batches:
+        for stretch in stretches(training, batches):
             n_rows = len(training.history)
-            training.step(x)
+            training.run(stretch)
             training.keep_checkpoint(resume)
-            if len(training.history) > n_rows:
-                _show(training, log)
-            else:
-                log.advance()
+            facts = _facts(training, log) if len(training.history) > n_rows else {}
+            log.advance(len(stretch), **facts)
             if interruption.signal or time.monotonic() - saved >= interval:
                 resume.save(training.state())
                 saved = time.monotonic()
@@ -197,7 +217,27 @@ def train(training: Training, batches: Iterator[Float[Tensor, "token d_in"]], re
     resume.save(training.state())
 
 
-def _show(training: Training, log: Log) -> None:
+def stretches(
+    training: Training, batches: Iterator[Float[Tensor, "token d_in"]]
+) -> Iterator[list[Float[Tensor, "token d_in"]]]:
+    """All batches, some in a row, read while those before are trained on."""
+
+    def read(n: int) -> list[Tensor]:
+        return [*islice(batches, n)]
+
+    done, n_steps, longest = training.done, training.schedule.n_steps, 1
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[list[Tensor]] = reader.submit(read, 1)
+        while done < n_steps:
+            found = ahead.result()
+            done += len(found)
+            longest = max(1, min(LONGEST_STRETCH, STRETCH_NUMBERS // found[0].numel()))
+            if done < n_steps:
+                ahead = reader.submit(read, training.stretch(done, longest))
+            yield found
+
+
+def _facts(training: Training, log: Log) -> dict[str, str]:
     rows = training.latest()
     for row in rows:
         log.write(**row._asdict())
@@ -206,4 +246,4 @@ def _show(training: Training, log: Log) -> None:
         "l0": [row.l0 for row in rows],
         "dead": [row.dead_fraction for row in rows],
     }
-    log.advance(1, **{name: "/".join(f"{value:.3g}" for value in values) for name, values in shown.items()})
+    return {name: "/".join(f"{value:.3g}" for value in values) for name, values in shown.items()}

@@ -9,23 +9,12 @@ What its features score on a measure of interpretability is what fitting the enc
 """
 
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from stages.lib import sae
-from stages.lib.topk import check_k, topk_gradients, topk_losses
+from stages.lib.topk import TopKParams, topk_gradients, topk_losses
 
-
-class SAEParams(sae.SAEParams):
-    """A level is a k."""
-
-    k: list[int] = Field(min_length=1)
-    aux_coefficient: NonNegativeFloat
-    """Weight of L_aux."""
-
-    def check(self, arm: str, d_sae: int) -> None:
-        """Raise a `UserError` unless every k is between 1 and d_sae."""
-        check_k(self.k, arm, d_sae)
+SAEParams = TopKParams
 
 
 class Variant(sae.SAE):

@@ -23,8 +23,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from stages.lib import sae
-from stages.lib.pairs import Pairs, decode, entries, weight_gradients, which_fired, write_gradients
-from stages.lib.selection import above
+from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
 
 MIN_THRESHOLD = 1e-6
 
@@ -108,28 +107,26 @@ class Variant(sae.SAE):
         )
 
     def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
-        """The gradient of L; on a CPU over active features alone, but for dL/df, which the thresholds' windows need."""
+        """The gradient of L, on a CPU over the pairs that are active or in the threshold's window."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
-        centred, threshold = x - self.b_dec.detach(), self.threshold.detach()
-        z = torch.addmm(self.b_enc.detach(), centred, self.W_enc.detach())
-        first, feature, codes = above(z, threshold)
-        pairs = Pairs(first, feature)
-        error = decode(pairs, codes, self.W_dec) + self.b_dec.detach() - x
-        output_gradient = error * (2 / len(x))
-        code_gradient = output_gradient @ self.W_dec.detach().T
-        active_gradient = entries(code_gradient, pairs)
-        found = weight_gradients(pairs, codes, active_gradient, output_gradient, centred, self.d_sae)
-        write_gradients(self, found, output_gradient)
-        near = window(z, threshold, self.params.bandwidth)
+        threshold, half = self.threshold.detach(), self.params.bandwidth / 2
+        pairs = pairs_above(self, x, threshold - half)
+        limit = threshold[pairs.feature]
+        active, near = pairs.z > limit, (pairs.z - limit).abs() < half
+        codes = pairs.z * active
+        error, slope = decoded(self, x, pairs, codes)
+        slope.mul_(2 / len(x))
+        write_gradients(self, x, pairs, codes, slope * active, error)
         coefficient = warm_up * self.sparsity / len(x)
-        through_codes = threshold * code_gradient.mul_(near).sum(0)
+        through = torch.bincount(pairs.feature, near * (limit * slope + coefficient), self.d_sae)
         assert self.threshold.grad is not None
-        torch.div(through_codes + coefficient * near.sum(0), -self.params.bandwidth, out=self.threshold.grad)
+        torch.div(through, -self.params.bandwidth, out=self.threshold.grad)
+        n_active = active.sum()
         return sae.Losses(
-            fvu=error.square().sum() / len(x),
-            sparsity=x.new_tensor(coefficient * len(codes)),
+            fvu=squared(error) / len(x),
+            sparsity=coefficient * n_active,
             auxiliary=x.new_zeros(()),
-            l0=x.new_tensor(len(codes) / len(x)),
+            l0=n_active / len(x),
             fired=which_fired(pairs, codes, self.d_sae),
         )

@@ -15,8 +15,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from stages.lib import sae
-from stages.lib.pairs import Pairs, code_gradient, decode, weight_gradients, which_fired, write_gradients
-from stages.lib.selection import above
+from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
 
 
 class SAEParams(sae.SAEParams):
@@ -47,20 +46,15 @@ class Variant(sae.SAE):
         """The gradient of L, on a CPU over active features: dL/dz = W_dec[i] . dL/dx_hat + the penalty's."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
-        centred = x - self.b_dec.detach()
-        z = torch.addmm(self.b_enc.detach(), centred, self.W_enc.detach())
-        first, feature, codes = above(z, torch.zeros_like(self.b_enc))
-        pairs = Pairs(first, feature)
-        slope = warm_up * self.sparsity / len(x)
-        error = decode(pairs, codes, self.W_dec) + self.b_dec.detach() - x
-        output_gradient = error * (2 / len(x))
-        hidden_gradient = code_gradient(pairs, output_gradient, self.W_dec) + slope
-        found = weight_gradients(pairs, codes, hidden_gradient, output_gradient, centred, self.d_sae)
-        write_gradients(self, found, output_gradient)
+        pairs = pairs_above(self, x, torch.zeros_like(self.b_enc))
+        codes = pairs.z.relu()
+        error, slope = decoded(self, x, pairs, codes)
+        active, weight = codes > 0, warm_up * self.sparsity / len(x)
+        write_gradients(self, x, pairs, codes, slope.mul_(2 / len(x)).add_(weight).mul_(active), error)
         return sae.Losses(
-            fvu=error.square().sum() / len(x),
-            sparsity=slope * codes.sum(),
+            fvu=squared(error) / len(x),
+            sparsity=weight * codes.sum(),
             auxiliary=x.new_zeros(()),
-            l0=x.new_tensor(len(codes) / len(x)),
+            l0=active.sum() / len(x),
             fired=which_fired(pairs, codes, self.d_sae),
         )
