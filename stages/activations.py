@@ -5,11 +5,14 @@ reading the shards in order is reading tokens at random; the rows of the other s
 first position of every window (BOS) and padding give no row. All revisions take the same tokens to the same places.
 """
 
+import threading
 import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stages.lib import params, seeds
@@ -81,25 +84,61 @@ class Extraction:
         self.rows = {split: int(work.rows.sum()) for split, work in self.work.items()}
         stream = seeds.sequence(own.seed, "activations", "rows")
         self.permutation = Permutation.from_seed(self.rows["train"], stream)
+        self._lock, self._stopped = threading.Lock(), threading.Event()
 
-    def build(self, revision: str) -> Path:
-        """Run one revision over all splits; returns the directory of its finished store."""
-        own = self.own
+    def build(self, revisions: list[str]) -> list[Path]:
+        """Run the revisions over all splits; returns the directories of their finished stores.
+
+        On a CPU they run side by side, each with its share of the threads: the products of one model are often too
+        small to be shared among threads.
+        """
+        with Log("activations", len(revisions) * sum(self.rows.values()), "token", self._done(revisions)) as log:
+            if device().type != "cpu" or len(revisions) == 1:
+                return [self._build_one(revision, self._model(revision), log) for revision in revisions]
+            models = [self._model(revision) for revision in revisions]  # one by one: importing is not for threads
+            share = max(1, torch.get_num_threads() // len(revisions))
+            with ThreadPoolExecutor(len(revisions), initializer=torch.set_num_threads, initargs=(share,)) as pool:
+                builds = [pool.submit(self._build_one, *both, log) for both in zip(revisions, models, strict=True)]
+                try:
+                    done = wait(builds, return_when=FIRST_EXCEPTION).done
+                finally:
+                    self._stopped.set()
+                for build in done:
+                    build.result()  # the error that ended the wait, if there is one
+                return [build.result() for build in builds]
+
+    def _model(self, revision: str) -> "TransformerBridge":
         model = load_model(revision, device())
-        name = resolve_hook(own.layer, own.site, model.cfg.n_layers)
-        check_hook(model, name)
-        hook = Hook(name, own.layer % model.cfg.n_layers, DTYPES[own.dtype][0])
+        check_hook(model, self._hook(model).name)
+        return model
+
+    def _hook(self, model: "TransformerBridge") -> Hook:
+        name = resolve_hook(self.own.layer, self.own.site, model.cfg.n_layers)
+        return Hook(name, self.own.layer % model.cfg.n_layers, DTYPES[self.own.dtype][0])
+
+    def _state(self, revision: str) -> dict[str, Any]:
+        """Batches done of each split, and how far the writer has come with the end."""
+        return self.resume.load(revision) or {"batches": dict.fromkeys(SPLITS, 0), "finish": {}}
+
+    def _done(self, revisions: list[str]) -> int:
+        """Tokens of an earlier run."""
+        return sum(
+            int(self.work[split].rows[: n * self.own.batch_windows].sum())
+            for revision in revisions
+            for split, n in self._state(revision)["batches"].items()
+        )
+
+    def _build_one(self, revision: str, model: "TransformerBridge", log: Log) -> Path:
+        hook = self._hook(model)
         directory = self.resume.directory / revision
-        writer = StoreWriter(directory, self.identity(revision, hook, model), self.rows, own.shard_rows)
-        state = self.resume.load(revision) or {"batches": dict.fromkeys(SPLITS, 0), "finish": {}}
+        writer = StoreWriter(directory, self.identity(revision, hook, model), self.rows, self.own.shard_rows)
+        state = self._state(revision)
         for split in SPLITS:
             if not writer.prepare(split):
                 state["batches"][split], state["finish"] = 0, {}
-        done = (self.work[split].rows[: n * own.batch_windows].sum() for split, n in state["batches"].items())
-        with Log(f"activations@{revision}", sum(self.rows.values()), "token", int(sum(done))) as log:
-            for split in SPLITS:
-                self._fill(model, hook, split, writer, state, log)
-            writer.finish(state["finish"], lambda finish: self.resume.save({**state, "finish": finish}, revision))
+        for split in SPLITS:
+            self._fill(model, hook, split, writer, state, log)
+        writer.finish(state["finish"], lambda finish: self.resume.save({**state, "finish": finish}, revision))
         return directory
 
     def identity(self, revision: str, hook: Hook, model: "TransformerBridge") -> dict[str, Any]:
@@ -128,10 +167,13 @@ class Extraction:
             target = self.permutation(rows.row) if split == "train" else rows.row
             writer.scatter(split, target, rows.activations, rows.position)
             state["batches"][split] += 1
-            log.advance(len(rows.row), split=split)
-            if time.monotonic() - recorded >= RECORD_SECONDS:
+            with self._lock:
+                log.advance(len(rows.row), split=split)
+            if self._stopped.is_set() or time.monotonic() - recorded >= RECORD_SECONDS:
                 self._record(writer, state)
                 recorded = time.monotonic()
+            if self._stopped.is_set():
+                raise InterruptedError("another revision failed")
         self._record(writer, state)
 
     def _record(self, writer: StoreWriter, state: dict[str, Any]) -> None:
@@ -147,7 +189,7 @@ def main() -> None:
         inputs += sorted(path for path in model_path(revision).iterdir() if path.is_file())
     with Resume("activations", fingerprint((own, device().type), inputs)) as resume:
         extraction = Extraction(own, resume)
-        place([extraction.build(revision) for revision in own.revisions], ACTIVATIONS)
+        place(extraction.build(own.revisions), ACTIVATIONS)
         resume.clear()
 
 
