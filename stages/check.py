@@ -6,6 +6,7 @@ changes, so that a change of a setting passes through to the stages that read it
 
 import inspect
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def known_sections() -> set[str]:
 
 
 def settings() -> dict[str, Any]:
-    """Every stage's settings, validated by the stage itself, for each arm and seed that the stage has.
+    """Every stage's settings, validated by the stage itself, for each arm, seed or revision that the stage has.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -44,11 +45,14 @@ def settings() -> dict[str, Any]:
             f"{params.PARAMS_FILE}: train.seeds is {seeds} and saes has {len(arms)} arms: "
             "at least one arm and one seed are needed, and seeds must be different and not negative"
         )
+    revisions = params.read("activations.revisions", list[str])
+    choices = {"arm": arms, "seed": [str(seed) for seed in seeds], "revision": revisions}
     params.READ.clear()
     checked: dict[str, Any] = {}
     for name in stage_names():
         function = import_module(f"stages.{name}").settings
-        for arguments in _instances(len(inspect.signature(function).parameters), arms, seeds):
+        taken = [argument.lstrip("_") for argument in inspect.signature(function).parameters]
+        for arguments in product(*(choices[argument] for argument in taken)):
             checked["-".join((name, *arguments))] = function(*arguments)
     _check_sources_not_chosen()
     _check_every_key_is_read(document)
@@ -111,15 +115,6 @@ def _check_across_sections(checked: dict[str, Any]) -> None:
                 f"{params.PARAMS_FILE}: activations.layer is {activations.layer}, beyond the model's: "
                 f"model.scratch.n_layers = {source_params.n_layers}"
             )
-
-
-def _instances(n_parameters: int, arms: list[str], seeds: list[int]) -> list[tuple[str, ...]]:
-    """The arguments of a stage's instances: none, an arm, or an arm and a seed."""
-    if n_parameters == 0:
-        return [()]
-    if n_parameters == 1:
-        return [(arm,) for arm in arms]
-    return [(arm, str(seed)) for arm in arms for seed in seeds]
 
 
 def main() -> None:

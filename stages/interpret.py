@@ -1,76 +1,56 @@
 """Which known concepts do single features detect, beyond chance, the token id and other bases?
 
-in: data/activations, data/tokens, data/concepts, data/train/<arm>
+in: data/activations, data/tokens, data/concepts, data/train/<arm>, data/baselines/<revision of the arm>
 out: data/interpret/<arm> (`concepts`, `baselines`, `probes`, all .parquet), reports/interpret/<arm>.json
 
 Coverage and its corrections are defined in `stages.lib.coverage`: detectors are chosen on validation and scored on
 test; intervals resample test documents. A level's chance level comes from the shifts of all its seeds, which are
-repeats of one another. Beside the SAEs stand token lookup, the dense probe, k-sparse probes (`stages.lib.probes`), and
-signed residual and principal coordinates with the same selection; what does not depend on the SAE is given once, for
-the first seed and the level that training follows.
+repeats of one another. Beside the SAEs stand k-sparse probes (`stages.lib.probes`) and what `stages.baselines` found
+without an SAE, which is given once, for the first seed and the level that training follows.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from stages.lib import params
 from stages.lib.arms import Member, members
-from stages.lib.baselines import DenseProbe, TokenLookup
-from stages.lib.bootstrap import resample_counts
-from stages.lib.concept_sample import Sample, dense_auroc, draw_sample, shifted, sparse_aurocs
-from stages.lib.concept_tables import (
-    Detector,
-    Judged,
-    Key,
-    Prepared,
-    ProbeScores,
-    concept_table,
-    probe_table,
-    summary_rows,
+from stages.lib.baseline_results import Baselines, identity, read_baselines
+from stages.lib.concept_probes import Probed, dense_auroc, draw_probed, sparse_aurocs
+from stages.lib.concept_sample import (
+    Sample,
+    candidates,
+    document_resamples,
+    draw_sample,
+    read_parts,
+    shifted,
+    stream,
 )
-from stages.lib.confusion import Encode, Predictions, encoded
-from stages.lib.coverage import Features, Score, bases, score
+from stages.lib.concept_tables import Judged, Key, ProbeScores, concept_table, probe_table, summary_rows
+from stages.lib.coverage import Features, chance_level
+from stages.lib.detection import Detected, DetectionParams, choose_and_score
 from stages.lib.device import device
+from stages.lib.encoder import Encoder
 from stages.lib.errors import UserError, run
 from stages.lib.files import read_json
-from stages.lib.labelled import Labelled, read_labelled, usable_concepts, with_concepts
-from stages.lib.labels import Concept, read_concepts
 from stages.lib.log import Log
 from stages.lib.saelens import SAE, load_sae
-from stages.lib.seeds import numpy_generator
-from stages.lib.store import Store, open_store
+from stages.lib.side_by_side import side_by_side
+from stages.lib.store import open_store
 from stages.lib.summary import write_summary
 from stages.lib.tables import write_parquet
 
-BATCH = 8192
-"""Tokens at a time."""
 
-
-class InterpretParams(params.Params):
+class InterpretParams(DetectionParams):
     """The section `interpret`."""
 
-    n_tokens: PositiveInt
-    """Tokens of each split, as whole windows; more than there are means all."""
-    n_sample: PositiveInt
-    """Tokens of each split behind the maxima, the probes and the shifted labels."""
-    n_shifts: PositiveInt
-    """Shifts behind each level's chance level, shared among its seeds."""
-    n_resamples: PositiveInt
-    """Resamples of test documents behind each interval."""
     k: Annotated[list[PositiveInt], Field(min_length=1)]
     """Features of the sparse probes."""
     n_examples: Annotated[int, Field(ge=2)]
     """Examples of each concept for the sparse probes, half of them positive."""
-    l2: PositiveFloat
-    """Penalty of the probes."""
-    seed: NonNegativeInt
-    """Of the windows, shifts, examples and resamples."""
 
 
 class Settings(NamedTuple):
@@ -85,111 +65,85 @@ def settings(arm: str) -> Settings:  # noqa: ARG001 - every stage's settings tak
     return Settings(params.read("interpret", InterpretParams), params.read("train.seeds", list[int]))
 
 
-def encoder(sae: SAE) -> Encode:
-    """What encodes raw activations of main memory into main memory."""
-    sae = sae.to(device())
-    return lambda x: sae.encode(x.to(sae.W_enc.device)).cpu()
+class Prepared(NamedTuple):
+    """The features of the SAEs before detectors are chosen, and what was learnt on the samples."""
+
+    features: dict[Key, Features]
+    null: dict[int, npt.NDArray[np.float64]]
+    """F1 on shifted labels [shift, concept], by level."""
+    aurocs: list[ProbeScores]
 
 
-def candidates(runs: list[Member], sample: Sample, control: Key, max_k: int) -> Iterator[tuple[Key, Features]]:
-    """The SAEs of the arm, and the other bases with as many features where their dimension allows it."""
-    n_concepts = sample.part["fit"].labels.shape[1]
+def prepare(saes: dict[Key, SAE], sample: Sample, probed: Probed, own: InterpretParams) -> Prepared:
+    """Everything of the SAEs that the samples are enough for: the maxima, the chance levels and the probes."""
+    seeds = list(dict.fromkeys(key.seed for key in saes))
+
+    def prepare_one(key: Key) -> tuple[Features, npt.NDArray[np.float64], list[ProbeScores]]:
+        features, fit_acts = candidates(Encoder(saes[key].to(device())), sample)
+        # The seeds of a level take turns at the shifts.
+        null = shifted(features, sample, slice(seeds.index(key.seed), None, len(seeds)))
+        if not len(probed.columns):
+            return features, null, []
+        found = sparse_aurocs(fit_acts, features.encode, sample, probed, own.k, own.l2)
+        return features, null, [ProbeScores(key.level, key.seed, k, auroc) for k, auroc in found.items()]
+
+    features, nulls, aurocs = zip(*side_by_side(prepare_one, saes, device()), strict=True)
+    by_level = {
+        level: np.concatenate([null for key, null in zip(saes, nulls, strict=True) if key.level == level])
+        for level in dict.fromkeys(key.level for key in saes)
+    }
+    return Prepared(dict(zip(saes, features, strict=True)), by_level, [one for some in aurocs for one in some])
+
+
+def load_saes(runs: list[Member], max_k: int) -> dict[Key, SAE]:
+    """The SAEs of the arm.
+
+    Raises:
+        UserError: if they have fewer features than the probes are to have.
+    """
     saes = {Key("sae", run.level, run.seed): load_sae(run.directory) for run in runs}
-    encoders = {key: encoder(sae) for key, sae in saes.items()}
     d_sae = next(iter(saes.values())).d_sae
     if max_k > d_sae:
         raise UserError(f"params.yaml: interpret.k is {max_k}, but the SAEs of {runs[0].arm} have {d_sae} features")
-    for name, basis in bases(sample.x["fit"], d_sae).items():
-        encoders[control._replace(kind=name)] = basis.encode
-    for key, encode in encoders.items():
-        maximum = torch.stack([acts.amax(0) for acts in encoded(encode, sample.x["fit"])]).amax(0)
-        yield key, Features(encode, maximum.numpy(), n_concepts)
+    return saes
 
 
-def prepare(
-    runs: list[Member], parts: dict[str, Labelled], sample: Sample, own: InterpretParams, control: Key
-) -> Prepared:
-    """Everything that the samples are enough for: the baselines, the chance levels and the probes."""
-    d_vocab = int(max(part.tokens.max() for part in parts.values())) + 1
-    dense = DenseProbe(sample.x["fit"], sample.part["fit"].labels, own.l2)
-    detectors: dict[Key, Detector] = {
-        control._replace(kind="token"): TokenLookup(parts["fit"], d_vocab),
-        control._replace(kind="probe"): dense,
-    }
-    null: dict[tuple[str, int], list[npt.NDArray[np.float64]]] = {}
-    aurocs = []
-    if len(sample.probed):
-        aurocs.append(ProbeScores(control.level, control.seed, None, dense_auroc(dense.probe, sample)))
-    seeds = list(dict.fromkeys(run.seed for run in runs))
-    for key, features in candidates(runs, sample, control, max(own.k)):
-        detectors[key] = features
-        # The seeds of a level take turns at the shifts; of the other bases there is one each, which takes them all.
-        turn = slice(seeds.index(key.seed), None, len(seeds)) if key.kind == "sae" else slice(None)
-        null.setdefault((key.kind, key.level), []).append(shifted(features, sample, turn))
-        if key.kind == "sae" and len(sample.probed):
-            found = sparse_aurocs(features, sample, own.k, own.l2)
-            aurocs += [ProbeScores(key.level, key.seed, k, auroc) for k, auroc in found.items()]
-    return Prepared(detectors, {level: np.concatenate(shifts) for level, shifts in null.items()}, aurocs)
-
-
-def test_scores(
-    detectors: dict[Key, Detector], parts: dict[str, Labelled], own: InterpretParams, log: Log
-) -> dict[Key, Score]:
-    """Choose all detectors on validation and score them on test, in one pass over each."""
-    for batch in parts["validation"].batches(BATCH):
-        for detector in detectors.values():
-            detector.observe(batch)
-        log.advance(len(batch.tokens))
-    for detector in detectors.values():
-        detector.choose()
-    test = parts["test"]
-    predictions = {key: Predictions(test.n_documents, test.labels.shape[1]) for key in detectors}
-    for batch in test.batches(BATCH):
-        for key, detector in detectors.items():
-            predictions[key].add(detector.predict(batch), batch.labels, batch.documents)
-        log.advance(len(batch.tokens))
-    counts = resample_counts(test.n_documents, own.n_resamples, numpy_generator(own.seed, "interpret", "documents"))
-    return {key: score(found, counts) for key, found in predictions.items()}
-
-
-def read_parts(store: Store, own: InterpretParams) -> tuple[dict[str, Labelled], dict[str, Labelled], list[Concept]]:
-    """The splits, the samples of them, and the concepts that can be told in all of the splits."""
-
-    def read(name: str, n_tokens: int) -> dict[str, Labelled]:
-        splits = ("fit", "validation", "test")
-        return {s: read_labelled(store, s, n_tokens, numpy_generator(own.seed, "interpret", name, s)) for s in splits}
-
-    parts, samples = read("all", own.n_tokens), read("sample", min(own.n_sample, own.n_tokens))
-    usable = usable_concepts(list(parts.values()))
-    concepts = read_concepts()
-    parts, samples = ({s: with_concepts(part, usable) for s, part in some.items()} for some in (parts, samples))
-    return parts, samples, [concepts[column] for column in usable]
+def join(saes: dict[Key, Detected], baselines: Baselines, control: Key) -> dict[Key, Detected]:
+    """The SAEs' results and the baselines', under the control's level and seed."""
+    return saes | {control._replace(kind=kind): found for kind, found in baselines.detected.items()}
 
 
 def main(arm: str) -> None:
-    """Detect the concepts with all features of the arm and with the baselines, and summarise."""
+    """Detect the concepts with all features of the arm, join the baselines, and summarise."""
     own, seeds = settings(arm)
     runs = members(arm, seeds)
     train = read_json(runs[0].directory.parent / "train.json")
-    parts, samples, concepts = read_parts(open_store(train["activations"]), own)
-    mean_run = max(concept.mean_run for concept in concepts)
-    sample = draw_sample(
-        samples,
-        mean_run=mean_run,
-        n_shifts=-(-own.n_shifts // len(seeds)) * len(seeds),
-        n_examples=own.n_examples,
-        generator=numpy_generator(own.seed, "interpret", "draw"),
-    )
+    saes, revision = load_saes(runs, max(own.k)), train["activations"]
+    parts = read_parts(open_store(revision), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
+    validation, test = parts.whole["validation"], parts.whole["test"]
+    baselines = read_baselines(revision, identity(own, next(iter(saes.values())).d_sae, parts.concepts))
     control = Key("control", int(train["follow_level"]), runs[0].seed)
-    with Log(f"interpret@{arm}", total=len(parts["validation"]) + len(parts["test"]), unit="token") as log:
-        prepared = prepare(runs, parts, sample, own, control)
-        scores = test_scores(prepared.detectors, parts, own, log)
-    judged = Judged(prepared, scores, concepts, parts["test"].labels.mean(0), control)
-    names = [concepts[column].name for column in sample.probed]
+    with Log(f"interpret@{arm}", total=len(validation) + len(test), unit="token") as log:
+        generator = stream(own.seed, "draw")
+        sample = draw_sample(parts, -(-own.n_shifts // len(seeds)) * len(seeds), generator)
+        probed = draw_probed(sample, own.n_examples, generator)
+        prepared = prepare(saes, sample, probed, own)
+        resamples = document_resamples(test, own.n_resamples, own.seed)
+        scores = choose_and_score(prepared.features, validation, test, resamples, log.advance)
+    prevalence: npt.NDArray[np.float64] = test.labels.mean(0)
+    detected = {
+        key: Detected(found, chance_level(prevalence, prepared.null[key.level]), prepared.features[key].choice)
+        for key, found in scores.items()
+    }
+    aurocs = prepared.aurocs
+    if len(probed.columns):
+        dense = dense_auroc(baselines.probe, sample, probed)
+        aurocs = [ProbeScores(control.level, control.seed, None, dense), *aurocs]
+    judged = Judged(join(detected, baselines, control), aurocs, parts.concepts, prevalence, control)
     for name, table in {
         "concepts": concept_table(judged, ("sae",)),
         "baselines": concept_table(judged, ("residual", "pca")),
-        "probes": probe_table(prepared.aurocs, names),
+        "probes": probe_table(aurocs, [parts.concepts[column].name for column in probed.columns]),
     }.items():
         write_parquet(Path("data/interpret") / arm / f"{name}.parquet", table.assign(arm=arm))
     write_summary("interpret", arm, summary_rows(judged))

@@ -73,6 +73,7 @@ def test_one_command_makes_every_output(whole: tuple[Path, str]) -> None:
     stages = lock(directory)
     assert {f"train@{arm}-{seed}" for arm in ARMS for seed in (0, 1)} < set(stages)
     assert {f"{stage}@{arm}" for stage in ANALYSES for arm in ARMS} < set(stages)
+    assert {"baselines@main", "baselines@untrained"} < set(stages)
     for path in hashes(directory):
         assert (directory / path).exists(), path
     report = (directory / "reports/report.html").read_text()
@@ -105,7 +106,7 @@ def sample(document: Any) -> Iterator[tuple[str, Any]]:
     seen = set()
     for path, value in leaves(document):
         group = tuple(path.split(".")[: 2 if path.startswith("saes.") else 1])
-        if group not in seen or path.endswith((".source", ".variant", ".seeds", ".k", ".l0")):
+        if group not in seen or path.endswith((".source", ".variant", ".revisions", ".seeds", ".k", ".l0")):
             seen.add(group)
             yield path, value
 
@@ -153,8 +154,9 @@ def test_a_changed_setting_re_runs_exactly_the_stages_that_read_it(
         toy.edit(settled, {path: changed(path, value)})
         with Repo() as repo:
             would_run = {stage.addressing for stage in repo.reproduce(dry=True)}
-        # Only another list of seeds brings stages into being.
-        must = must_run(path, declared() if path == "train.seeds" else lists, set(lists))
+        # Only another list of seeds or revisions brings stages into being.
+        graph = declared() if path in ("train.seeds", "activations.revisions") else lists
+        must = must_run(path, graph, set(lists))
         (settled / "params.yaml").write_bytes(original)
         n_read += len(must) > 1
         if would_run != must:

@@ -10,20 +10,23 @@ import torch
 from ruamel.yaml import YAML
 from sklearn.metrics import f1_score
 
-from stages import interpret
-from stages.lib import params
+from stages import baselines, interpret
+from stages.lib import detection, params
 from stages.lib.baselines import TokenLookup
+from stages.lib.concept_sample import stream
 from stages.lib.coverage import always_on, averages, bases, chance_level, corrected
+from stages.lib.encoder import Encoder
 from stages.lib.errors import UserError
 from stages.lib.files import read_json
 from stages.lib.labelled import read_labelled, usable_concepts
 from stages.lib.labels import read_labels
 from stages.lib.saelens import load_sae
+from stages.lib.selection import Active
 from stages.lib.store import open_store
 from tests import toy_concepts
 
 PARAMS = """
-train: {seeds: [0, 1]}
+train: {seeds: [0, 1], d_sae: 32}
 interpret:
   {n_tokens: 100000, n_sample: 1500, n_shifts: 6, n_resamples: 50, k: [1, 2], n_examples: 60, l2: 1.0e-3, seed: 0}
 """
@@ -39,6 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
         (path / "params.yaml").write_text(PARAMS)
         params._document.cache_clear()
         toy_concepts.write_saes("toy", toy_concepts.write_world(3000), D_SAE, [0, 1], [2, 4])
+        baselines.main("main")
         interpret.main("toy")
         yield path
         params._document.cache_clear()
@@ -139,7 +143,7 @@ def test_the_f1_is_that_of_the_detector_on_all_test_rows() -> None:
     sae = load_sae(Path("data/train/toy/seed-0/level-1"))
     acts = sae.encode(store.rows("test", 0, store.n_rows("test"))).numpy()
     labels = read_labels("test", store.positions("test"))
-    sample = read_labelled(store, "fit", 1500, interpret.numpy_generator(0, "interpret", "sample", "fit"))
+    sample = read_labelled(store, "fit", 1500, stream(0, "sample", "fit"))
     maximum = sae.encode(torch.cat([batch.x for batch in sample.batches(4096)])).numpy().max(0)
     for c, row in concepts().iterrows():
         fires = acts[:, row["best_feature"]] > row["threshold"] * maximum[row["best_feature"]]
@@ -180,7 +184,7 @@ def test_the_same_inputs_give_the_same_bytes_whatever_the_batch(monkeypatch: pyt
     before = path.read_bytes()
     interpret.main("toy")
     assert path.read_bytes() == before
-    monkeypatch.setattr(interpret, "BATCH", 700)
+    monkeypatch.setattr(detection, "BATCH", 700)
     interpret.main("toy")
     after = summary()
     path.write_bytes(before)
@@ -218,11 +222,66 @@ def test_probes_of_more_features_than_there_are_are_refused(monkeypatch: pytest.
         interpret.main("toy")
 
 
+def test_an_arm_whose_revision_has_no_baselines_is_refused(data: Path) -> None:
+    (data / "data/baselines").rename(data / "data/elsewhere")
+    try:
+        with pytest.raises(UserError, match=r"no baselines of revision.*`dvc repro baselines`.*activations.revisions"):
+            interpret.main("toy")
+    finally:
+        (data / "data/elsewhere").rename(data / "data/baselines")
+
+
+def test_baselines_of_other_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = full()
+    content["interpret"]["n_sample"] = 1000
+    monkeypatch.setattr(params, "_document", lambda _: content)
+    with pytest.raises(UserError, match=r"was made with another n_sample than this run has; `dvc repro baselines`"):
+        interpret.main("toy")
+
+
+def test_the_baselines_numbers_are_those_of_the_revision() -> None:
+    table = pd.read_parquet("data/baselines/main/detectors.parquet").groupby("detectors")
+    for name in ("residual", "pca", "probe"):
+        found = table.get_group(name)
+        assert value(f"coverage_{name}") == pytest.approx(found["f1"].mean(), rel=1e-7)
+        cc = corrected(found["f1"].to_numpy(), found["f1_chance"].to_numpy())
+        assert value(f"cc_coverage_unfloored_{name}") == pytest.approx(cc.mean(), rel=1e-7)
+    assert value("token_lookup_f1") == pytest.approx(table.get_group("token")["f1"].mean(), rel=1e-7)
+    joined = pd.read_parquet("data/interpret/toy/baselines.parquet")
+    for name in ("residual", "pca"):
+        rows, found = joined[joined["basis"] == name], table.get_group(name)
+        for column in ("concept", "f1", "mcc", "f1_chance", "f1_validation", "best_feature"):
+            assert rows[column].tolist() == found[column].tolist()
+        assert rows["threshold"].tolist() == pytest.approx((found["tenths"] / 10).tolist())
+
+
+def test_the_maxima_and_the_probes_encode_the_fit_sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watched(Encoder):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return super().__call__(x)
+
+        def active(self, x: torch.Tensor) -> Active:
+            seen.append(x)
+            return super().active(x)
+
+    monkeypatch.setattr(interpret, "Encoder", Watched)
+    interpret.main("toy")
+    store = open_store("main")
+    first = read_labelled(store, "fit", 1500, stream(0, "sample", "fit"))
+    beginning = next(iter(first.batches(1))).x[0]
+    assert sum(torch.equal(x[0], beginning) for x in seen) == 4  # two seeds, two levels
+
+
 def test_without_enough_examples_there_are_no_probes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {path: path.read_bytes() for path in data.rglob("interpret/**/*") if path.is_file()}
+    kept = {path: path.read_bytes() for path in [*data.rglob("interpret/*/*"), *data.rglob("baselines/*/*")]}
+    kept[data / "reports/interpret/toy.json"] = (data / "reports/interpret/toy.json").read_bytes()
     content = full()
     content["interpret"]["n_sample"] = 30
     monkeypatch.setattr(params, "_document", lambda _: content)
+    baselines.main("main")
     interpret.main("toy")
     assert not any(name.startswith("probe_k") or name == "probe_dense_auroc" for name in summary())
     assert pd.read_parquet("data/interpret/toy/probes.parquet").empty

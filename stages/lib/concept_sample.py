@@ -1,48 +1,84 @@
-"""Smaller parts of the splits that all SAEs of an arm share, kept in memory: for maxima, shifted labels and probes."""
+"""The tokens on which concept detectors are chosen and scored, and fewer kept in memory: for maxima and shifted labels.
 
-from collections.abc import Sequence
+What is drawn depends on the seed, the sizes and the text alone, so that the SAEs of every arm and what they are
+compared with (`stages.baselines`) meet the same tokens, concepts, shifts and resamples.
+"""
+
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.lib.confusion import auroc, encoded
+from stages.lib.bootstrap import resample_counts
+from stages.lib.confusion import Encode, encoded
 from stages.lib.coverage import Features
-from stages.lib.labelled import Labelled
-from stages.lib.probes import Examples, Probe, draw_examples, largest_differences, sparse_auroc
+from stages.lib.labelled import Labelled, read_labelled, usable_concepts, with_concepts
+from stages.lib.labels import Concept, read_concepts
+from stages.lib.seeds import numpy_generator
 from stages.lib.shift_null import concept_null, offsets, record
+from stages.lib.store import Store
 
-MIN_POSITIVES = 20
-"""Positives, and negatives, in the fit and test samples from which a concept is probed: fewer rank too coarsely."""
+SPLITS = ("fit", "validation", "test")
+
+
+def stream(seed: int, *names: str) -> np.random.Generator:
+    """A random stream that is the same in all stages that detect concepts."""
+    return numpy_generator(seed, "interpret", *names)
+
+
+class Parts(NamedTuple):
+    """Parts of the splits with the concepts that can be told in all of them."""
+
+    whole: dict[str, Labelled]
+    """For choosing and scoring detectors."""
+    sample: dict[str, Labelled]
+    """Smaller, for what is learnt or repeated in memory."""
+    concepts: list[Concept]
+    """In the order of the labels' columns."""
+
+
+def read_parts(store: Store, *, n_tokens: int, n_sample: int, seed: int) -> Parts:
+    """`n_tokens` and `n_sample` tokens of each split, and the concepts that have both kinds in each of the former."""
+
+    def read(name: str, n: int) -> dict[str, Labelled]:
+        return {split: read_labelled(store, split, n, stream(seed, name, split)) for split in SPLITS}
+
+    whole, sample = read("all", n_tokens), read("sample", min(n_sample, n_tokens))
+    usable = usable_concepts(list(whole.values()))
+    concepts = read_concepts()
+    whole, sample = ({split: with_concepts(part, usable) for split, part in some.items()} for some in (whole, sample))
+    return Parts(whole, sample, [concepts[column] for column in usable])
+
+
+def document_resamples(test: Labelled, n_resamples: int, seed: int) -> Int[np.ndarray, "resample document"]:
+    """How often each resample takes each document of `test`."""
+    return resample_counts(test.n_documents, n_resamples, stream(seed, "documents"))
 
 
 class Sample(NamedTuple):
-    """Parts of fit, validation and test with their activations."""
+    """The smaller parts with their activations."""
 
     part: dict[str, Labelled]
     x: dict[str, Tensor]
     shifts: dict[str, npt.NDArray[np.int64]]
     """Offsets of the label tracks, for validation and test."""
-    probed: npt.NDArray[np.int64]
-    """Concepts with enough examples, as columns."""
-    examples: dict[str, Examples]
-    """Of the probed concepts, for fit and test."""
 
 
-def draw_sample(
-    parts: dict[str, Labelled], *, mean_run: float, n_shifts: int, n_examples: int, generator: np.random.Generator
-) -> Sample:
-    """Read the parts and draw shifts and examples."""
-    shifts = {split: offsets(len(parts[split]), mean_run, n_shifts, generator) for split in ("validation", "test")}
-    counts = [(parts[split].labels.sum(0), len(parts[split])) for split in ("fit", "test")]
-    enough = np.logical_and.reduce([np.minimum(positive, n - positive) >= MIN_POSITIVES for positive, n in counts])
-    probed = np.flatnonzero(enough)
-    examples = {s: draw_examples(parts[s].labels[:, probed], n_examples, generator) for s in ("fit", "test")}
-    x = {split: torch.cat([batch.x for batch in part.batches(len(part))]) for split, part in parts.items()}
-    return Sample(parts, x, shifts, probed, examples)
+def draw_sample(parts: Parts, n_shifts: int, generator: np.random.Generator) -> Sample:
+    """Read the activations and draw the shifts."""
+    mean_run = max(concept.mean_run for concept in parts.concepts)
+    shifts = {s: offsets(len(parts.sample[s]), mean_run, n_shifts, generator) for s in ("validation", "test")}
+    x = {split: torch.cat([batch.x for batch in part.batches(len(part))]) for split, part in parts.sample.items()}
+    return Sample(parts.sample, x, shifts)
+
+
+def candidates(encode: Encode, sample: Sample) -> tuple[Features, Float[Tensor, "token d_sae"]]:
+    """The features that `encode` gives, their maxima taken on `fit`, and their activations there."""
+    acts = torch.cat(list(encoded(encode, sample.x["fit"])))
+    return Features(encode, acts.amax(0).numpy(), sample.part["fit"].labels.shape[1]), acts
 
 
 def shifted(features: Features, sample: Sample, which: slice) -> Float[np.ndarray, "shift concept"]:
@@ -53,20 +89,3 @@ def shifted(features: Features, sample: Sample, which: slice) -> Float[np.ndarra
     }
     by = {split: offset[which] for split, offset in sample.shifts.items()}
     return concept_null(tracks["validation"], tracks["test"], by["validation"], by["test"])
-
-
-def sparse_aurocs(
-    features: Features, sample: Sample, k: Sequence[int], l2: float
-) -> dict[int, Float[np.ndarray, " concept"]]:
-    """The test AUROC of each probed concept from its k most different features, for each k."""
-    fit, test = (torch.cat(list(encoded(features.encode, sample.x[split]))) for split in ("fit", "test"))
-    ranked = largest_differences(fit, sample.part["fit"].labels[:, sample.probed], max(k))
-    examples = sample.examples["fit"], sample.examples["test"]
-    return {one: sparse_auroc(fit, test, ranked[:, :one], *examples, l2) for one in k}
-
-
-def dense_auroc(probe: Probe, sample: Sample) -> Float[np.ndarray, " concept"]:
-    """The test AUROC of each probed concept from the dense probe, on the same examples."""
-    examples = sample.examples["test"]
-    p = probe.probability(sample.x["test"])[:, sample.probed]
-    return auroc(np.take_along_axis(p.T, examples.rows, 1), examples.positive)

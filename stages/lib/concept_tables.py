@@ -4,17 +4,17 @@ Apart from the stage, so that another number in the summary does not touch what 
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from stages.lib.bootstrap import percentile_interval
 from stages.lib.confusion import N_LEVELS
-from stages.lib.coverage import Features, Score, always_on, averages, chance_level, corrected
-from stages.lib.labelled import Batch
+from stages.lib.coverage import Score, always_on, averages, corrected
+from stages.lib.detection import Detected
 from stages.lib.labels import Concept
 from stages.lib.summary import Row
 
@@ -31,20 +31,6 @@ class Key(NamedTuple):
     seed: int
 
 
-@runtime_checkable
-class Detector(Protocol):
-    """What is chosen on validation and predicts on test."""
-
-    def observe(self, batch: Batch) -> None:
-        """Count a validation batch."""
-
-    def choose(self) -> None:
-        """Fix the detectors."""
-
-    def predict(self, batch: Batch) -> Bool[np.ndarray, "token concept"]:
-        """Where they fire."""
-
-
 class ProbeScores(NamedTuple):
     """Test AUROC of the probed concepts."""
 
@@ -55,34 +41,20 @@ class ProbeScores(NamedTuple):
     auroc: npt.NDArray[np.float64]
 
 
-class Prepared(NamedTuple):
-    """Detectors before they are chosen, and what was learnt on the samples."""
-
-    detectors: dict[Key, Detector]
-    null: dict[tuple[str, int], npt.NDArray[np.float64]]
-    """F1 on shifted labels [shift, concept], by kind and level."""
-    aurocs: list[ProbeScores]
-
-
 class Judged(NamedTuple):
     """All results of an arm."""
 
-    prepared: Prepared
-    scores: dict[Key, Score]
+    detected: dict[Key, Detected]
+    aurocs: list[ProbeScores]
     concepts: list[Concept]
     prevalence: npt.NDArray[np.float64]
     """On test, [concept]."""
     control: Key
     """The seed and level that stand for what does not depend on the SAE."""
 
-    def chance(self, key: Key) -> Float[np.ndarray, " concept"]:
-        """F0 without the token lookup; the fitted baselines select nothing, so only firing always counts for them."""
-        null = self.prepared.null.get((key.kind, key.level))
-        return always_on(self.prevalence) if null is None else chance_level(self.prevalence, null)
-
     def of(self, kind: str) -> Score:
         """The scores of a baseline."""
-        return self.scores[self.control._replace(kind=kind)]
+        return self.detected[self.control._replace(kind=kind)].score
 
     def contextual(self) -> Bool[np.ndarray, " concept"]:
         """Concepts that need more than the token, and nothing that comes after it."""
@@ -93,12 +65,10 @@ def concept_table(judged: Judged, kinds: tuple[str, ...]) -> pd.DataFrame:
     """One row a concept for each set of features of the given kinds; low and high belong to f1."""
     tables = []
     token, probe = judged.of("token").f1, judged.of("probe").f1
-    for key, found in judged.scores.items():
-        features = judged.prepared.detectors[key]
-        if key.kind not in kinds or not isinstance(features, Features):
+    for key, (found, f0, choice) in judged.detected.items():
+        if key.kind not in kinds:
             continue
-        assert features.choice is not None
-        f0 = judged.chance(key)
+        assert choice is not None, f"{key.kind} has no features"
         cc = corrected(found.f1, f0)
         low, high = np.quantile(found.resampled, [0.025, 0.975], axis=0)
         table = {
@@ -106,9 +76,9 @@ def concept_table(judged: Judged, kinds: tuple[str, ...]) -> pd.DataFrame:
             "kind": [one.kind for one in judged.concepts],
             "needs_lookahead": [one.needs_lookahead for one in judged.concepts],
             "prevalence": judged.prevalence,
-            "best_feature": features.choice.feature,
-            "threshold": features.choice.level / N_LEVELS,
-            "f1_validation": features.choice.score,
+            "best_feature": choice.feature,
+            "threshold": choice.level / N_LEVELS,
+            "f1_validation": choice.score,
             "f1": found.f1,
             "f1_low": low,
             "f1_high": high,
@@ -139,7 +109,8 @@ def probe_table(aurocs: list[ProbeScores], concepts: list[str]) -> pd.DataFrame:
 
 def _averages(judged: Judged, key: Key) -> Iterator[Row]:
     """The averages of one set of detectors with their intervals; all but the SAEs' have the kind in the name."""
-    found, token, mask, f0 = judged.scores[key], judged.of("token"), judged.contextual(), judged.chance(key)
+    found, f0, _ = judged.detected[key]
+    token, mask = judged.of("token"), judged.contextual()
     resampled = averages(found.resampled, token.resampled, f0, mask)
     suffix = "" if key.kind == "sae" else f"_{key.kind}"
     for name, value in averages(found.f1, token.f1, f0, mask).items():
@@ -149,11 +120,11 @@ def _averages(judged: Judged, key: Key) -> Iterator[Row]:
 
 
 def _sae_rows(judged: Judged, key: Key) -> Iterator[Row]:
-    found, features, probe = judged.scores[key], judged.prepared.detectors[key], judged.of("probe")
-    assert isinstance(features, Features) and features.choice is not None
-    f0, ahead = judged.chance(key), np.array([one.needs_lookahead for one in judged.concepts])
+    (found, f0, choice), probe = judged.detected[key], judged.of("probe")
+    assert choice is not None, f"{key.kind} has no features"
+    ahead = np.array([one.needs_lookahead for one in judged.concepts])
     values = {
-        "coverage_validation": float(features.choice.score.mean()),
+        "coverage_validation": float(choice.score.mean()),
         "chance_f1": float(f0.mean()),
         "mcc": float(found.mcc.mean()),
     }
@@ -173,7 +144,7 @@ def _sae_rows(judged: Judged, key: Key) -> Iterator[Row]:
 def summary_rows(judged: Judged) -> Iterator[Row]:
     """Every number of the arm's summary."""
     level, seed, mask = judged.control.level, judged.control.seed, judged.contextual()
-    for key in judged.scores:
+    for key in judged.detected:
         if key.kind != "token":
             yield from _averages(judged, key)
         if key.kind == "sae":
@@ -186,6 +157,6 @@ def summary_rows(judged: Judged) -> Iterator[Row]:
         value = float(lookup.f1[mask].mean())
         yield Row(level, seed, "token_lookup_f1_contextual", value, low, high, int(mask.sum()))
     yield Row(level, seed, "always_on_f1", float(always_on(judged.prevalence).mean()), n=len(mask))
-    for one in judged.prepared.aurocs:
+    for one in judged.aurocs:
         name = "probe_dense_auroc" if one.k is None else f"probe_k{one.k}_auroc"
         yield Row(one.level, one.seed, name, float(one.auroc.mean()), n=len(one.auroc))

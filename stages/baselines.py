@@ -1,0 +1,86 @@
+"""How well concepts are detected in a revision's activations without an SAE: what the SAEs' numbers are to be read by.
+
+in: data/activations, data/tokens, data/concepts
+out: data/baselines/<revision> (`stages.lib.baseline_results`)
+
+Token lookup, the dense probe (`stages.lib.baselines`), and signed residual and principal coordinates with the selection
+that SAE features go through (`stages.lib.coverage`): as many as an SAE has features, or all there are. A stage of its
+own, because all arms on the same revision share these numbers; `stages.interpret` joins them to those of its SAEs.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.lib import params
+from stages.lib.baseline_results import Baselines, identity, write_baselines
+from stages.lib.baselines import DenseProbe, TokenLookup
+from stages.lib.concept_sample import (
+    Parts,
+    Sample,
+    candidates,
+    document_resamples,
+    draw_sample,
+    read_parts,
+    shifted,
+    stream,
+)
+from stages.lib.coverage import Features, always_on, bases, chance_level
+from stages.lib.detection import Detected, DetectionParams, Detector, choose_and_score
+from stages.lib.errors import run
+from stages.lib.log import Log
+from stages.lib.store import open_store
+
+
+class Settings(NamedTuple):
+    """All that this stage reads from `params.yaml`."""
+
+    interpret: DetectionParams
+    d_sae: int
+
+
+def settings(revision: str) -> Settings:  # noqa: ARG001 - every stage's settings take what its main takes
+    """The stage's settings."""
+    raw = {name: params.value(f"interpret.{name}") for name in DetectionParams.model_fields}
+    return Settings(params.check("interpret", raw, DetectionParams), params.read("train.d_sae", int))
+
+
+def coordinates(sample: Sample, d_sae: int) -> dict[str, Features]:
+    """The bases whose coordinates are candidates as SAE features are."""
+    return {name: candidates(basis.encode, sample)[0] for name, basis in bases(sample.x["fit"], d_sae).items()}
+
+
+def fitted(parts: Parts, sample: Sample, l2: float) -> tuple[TokenLookup, DenseProbe]:
+    """The detectors that are learnt from the labels of `fit`."""
+    d_vocab = int(max(part.tokens.max() for part in parts.whole.values())) + 1
+    return TokenLookup(parts.whole["fit"], d_vocab), DenseProbe(sample.x["fit"], sample.part["fit"].labels, l2)
+
+
+def main(revision: str) -> None:
+    """Detect the concepts of a revision without an SAE."""
+    own, d_sae = settings(revision)
+    parts = read_parts(open_store(revision), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
+    validation, test = parts.whole["validation"], parts.whole["test"]
+    with Log(f"baselines@{revision}", total=len(validation) + len(test), unit="token") as log:
+        sample = draw_sample(parts, own.n_shifts, stream(own.seed, "draw"))
+        lookup, dense = fitted(parts, sample, own.l2)
+        features = coordinates(sample, d_sae)
+        null = {name: shifted(one, sample, slice(None)) for name, one in features.items()}
+        resamples = document_resamples(test, own.n_resamples, own.seed)
+        detectors: dict[str, Detector] = {"token": lookup, "probe": dense, **features}
+        scores = choose_and_score(detectors, validation, test, resamples, log.advance)
+    prevalence: npt.NDArray[np.float64] = test.labels.mean(0)
+    detected = {
+        name: Detected(
+            found,
+            chance_level(prevalence, null[name]) if name in null else always_on(prevalence),
+            features[name].choice if name in features else None,
+        )
+        for name, found in scores.items()
+    }
+    write_baselines(revision, Baselines(detected, dense.probe), identity(own, d_sae, parts.concepts))
+
+
+if __name__ == "__main__":
+    run(main)
