@@ -9,6 +9,7 @@ time with properties of the concepts (`stages.lib.drivers`) are observations on 
 """
 
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stages.lib import drivers, emergence_rows, params
+from stages.lib.arms import Member
 from stages.lib.concept_curves import Sample
 from stages.lib.emergence_rows import Thresholds
 from stages.lib.errors import UserError, run
@@ -27,6 +29,7 @@ from stages.lib.labelled import Labelled, read_labelled
 from stages.lib.labels import Concept, read_concepts
 from stages.lib.log import Log
 from stages.lib.seeds import numpy_generator
+from stages.lib.side_by_side import side_by_side
 from stages.lib.store import open_store
 from stages.lib.summary import write_summary
 
@@ -142,14 +145,21 @@ def main(arm: str) -> None:
     names = [concepts[column].name for column in columns]
     mean_run = max(concepts[column].mean_run for column in columns)
     fit, validation, test = (sample(part, columns) for part in parts)
-    found: list[Followed] = []
     with Log(f"emergence@{arm}", n_checkpoints, "checkpoint") as log:
-        for member in chosen:
+        lock = Lock()
+
+        def progress(fvu: float) -> None:
+            with lock:
+                log.advance(fvu=fvu)
+
+        def follow_one(member: Member) -> Followed:
             generator = numpy_generator(own.seed, "shifts", member.seed)
-            found.append(follow(
+            return follow(
                 member, validation, test, mean_run=mean_run, n_shifts=own.n_shifts, generator=generator,
-                progress=lambda fvu: log.advance(fvu=fvu),
-            ))  # fmt: skip
+                progress=progress,
+            )  # fmt: skip
+
+        found = side_by_side(follow_one, chosen)
     thresholds = Thresholds(own.min_firings, own.settled_cosine, own.lazy_cosine, own.min_final)
     by_concept = properties(parts, fit, concepts, columns)
     by_checkpoint = [checkpoint_table(one, own.min_firings) for one in found]

@@ -16,6 +16,7 @@ Specialisation: `stages.lib.relation`, from one row a feature (`stages.lib.featu
 """
 
 from collections.abc import Iterator
+from operator import methodcaller
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -28,6 +29,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from stages.lib import params
 from stages.lib.arms import Member, members
 from stages.lib.bootstrap import resample_counts
+from stages.lib.device import device
 from stages.lib.errors import run
 from stages.lib.feature_table import FiringCounts, feature_table
 from stages.lib.files import read_json
@@ -40,6 +42,7 @@ from stages.lib.reliability import rate_agreement, resolved
 from stages.lib.saelens import load_sae
 from stages.lib.seeds import numpy_generator
 from stages.lib.shift_null import feature_null, offsets, record
+from stages.lib.side_by_side import side_by_side
 from stages.lib.store import open_store
 from stages.lib.summary import Row, write_summary
 from stages.lib.tables import write_parquet
@@ -95,12 +98,10 @@ def count(runs: list[Member], validation: Labelled, test: Labelled, log: Log) ->
     shape = (test.labels.shape[1], test.n_documents, d_vocab)
     counts = {(run.level, run.seed): FiringCounts(load_sae(run.directory), *shape) for run in runs}
     for batch in validation.batches(BATCH):
-        for one in counts.values():
-            one.add_validation(batch)
+        side_by_side(methodcaller("add_validation", batch), counts.values(), device())
         log.advance(len(batch.tokens))
     for batch in test.batches(BATCH):
-        for one in counts.values():
-            one.add_test(batch)
+        side_by_side(methodcaller("add_test", batch), counts.values(), device())
         log.advance(len(batch.tokens))
     return counts
 
@@ -172,33 +173,36 @@ def main(arm: str) -> None:
     by = offsets(len(null), max(concept.mean_run for concept in concepts), own.n_shifts, generator("shifts"))
     sizes = np.bincount(test.documents, minlength=test.n_documents)
     resamples = resample_counts(test.n_documents, own.n_resamples, generator("documents"))
-    rows: list[Row] = []
-    tables: dict[str, list[pd.DataFrame]] = {"features": [], "histogram": [], "decades": []}
+
+    def describe(key: Key) -> tuple[list[Row], dict[str, pd.DataFrame]]:
+        """The summary and the tables of one SAE."""
+        (level, seed), one = key, counts[key]
+        chance = feature_null(record(one.encode, x, one.validation_maximum, null.labels), by)
+        table = feature_table(one, chance, sizes, resamples, names, own.n_rarefied)
+        table["stability"] = stability(key, counts)
+        enough = (resolved(table[column].to_numpy(), own.min_firings) for column in FIRINGS)
+        table["resolved"] = np.logical_and.reduce(list(enough))
+        kept = table[table["resolved"]]
+        features = generator("features", level, seed)
+        rows = []
+        for name, found in relation(kept, own.specialised, own.n_resamples, features).items():
+            low, high = found.interval or (None, None)
+            rows.append(Row(level, seed, name, found.value, low, high, found.n))
+        rows.append(Row(level, seed, "unresolved_fraction", 1 - len(kept) / len(table), n=len(table)))
+        rows += ladder(own, key, counts, test)
+        log_rate, score = np.log10(kept["rate"].to_numpy()), kept["mcc_calibrated"].to_numpy()
+        by_decade = pd.DataFrame(decades(log_rate, score, own.n_resamples, features))
+        tables = {"features": table, "histogram": histogram(table["rate"].to_numpy()), "decades": by_decade}
+        return rows, {name: table.assign(arm=arm, level=level, seed=seed) for name, table in tables.items()}
+
     with Log(f"frequency@{arm}", total=len(validation) + len(test), unit="token") as log:
         counts = count(runs, validation, test, log)
         x = torch.cat([batch.x for batch in null.batches(BATCH)])
-        for (level, seed), one in counts.items():
-            chance = feature_null(record(one.encode, x, one.validation_maximum, null.labels), by)
-            table = feature_table(one, chance, sizes, resamples, names, own.n_rarefied)
-            table["stability"] = stability((level, seed), counts)
-            enough = (resolved(table[column].to_numpy(), own.min_firings) for column in FIRINGS)
-            table["resolved"] = np.logical_and.reduce(list(enough))
-            kept = table[table["resolved"]]
-            features = generator("features", level, seed)
-            found = relation(kept, own.specialised, own.n_resamples, features)
-            for name, one_found in found.items():
-                low, high = one_found.interval or (None, None)
-                rows.append(Row(level, seed, name, one_found.value, low, high, one_found.n))
-            rows.append(Row(level, seed, "unresolved_fraction", 1 - len(kept) / len(table), n=len(table)))
-            rows += ladder(own, (level, seed), counts, test)
-            log_rate, score = np.log10(kept["rate"].to_numpy()), kept["mcc_calibrated"].to_numpy()
-            tables["features"].append(table.assign(arm=arm, level=level, seed=seed))
-            tables["histogram"].append(histogram(table["rate"].to_numpy()).assign(arm=arm, level=level, seed=seed))
-            by_decade = pd.DataFrame(decades(log_rate, score, own.n_resamples, features))
-            tables["decades"].append(by_decade.assign(arm=arm, level=level, seed=seed))
-    for name, parts in tables.items():
+        described = side_by_side(describe, counts, device())
+    for name in described[0][1]:
+        parts = [tables[name] for _, tables in described]
         write_parquet(Path("data/frequency") / arm / f"{name}.parquet", pd.concat(parts, ignore_index=True))
-    write_summary("frequency", arm, rows)
+    write_summary("frequency", arm, [row for rows, _ in described for row in rows])
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ from stages.lib.confusion import (
     Predictions,
     as_counts,
     auroc,
-    best_detectors,
     detect,
     encoded_firings,
     f1,
     firings,
     joint_counts,
+    largest,
     level_of,
+    maxima,
     mcc,
     members,
 )
@@ -101,6 +102,20 @@ def test_parts_do_not_show() -> None:
         assert np.array_equal(whole, parts)
 
 
+def test_largest_activations_are_those_of_the_dense_code() -> None:
+    acts, _ = random_case(PART + 10)
+    acts[:, 3] = 0
+    for found in (largest(firings(acts), 7), maxima(identity, acts, 7)):
+        assert np.array_equal(found, acts.numpy().max(0))
+
+
+def test_totals_are_the_counts_at_the_lowest_level() -> None:
+    acts, labels = random_case()
+    confusion = count(acts, labels, acts.numpy().max(0))
+    table, totals = confusion.table(), confusion.totals()
+    assert np.array_equal(totals.both[:, 0], table.both[:, 0]) and np.array_equal(totals.fired[:, 0], table.fired[:, 0])
+
+
 def test_joint_counts_by_hand() -> None:
     labels = as_counts(np.array([[True, False], [True, True]]))
     counts = joint_counts(members(np.array([0, 0, 1]), np.array([0, 2, 2]), 2, 3), labels)
@@ -138,7 +153,7 @@ def test_counts_without_levels() -> None:
 def test_the_best_detector_is_the_best_of_all() -> None:
     acts, labels = random_case()
     maximum = acts.numpy().max(0)
-    choice = best_detectors(count(acts, labels, maximum).table())
+    choice = count(acts, labels, maximum).best_detectors()
     for concept in range(4):
         scores = np.array(
             [
@@ -154,7 +169,7 @@ def test_the_best_detector_is_the_best_of_all() -> None:
 def test_detection_agrees_with_the_counts() -> None:
     acts, labels = random_case()
     maximum = acts.numpy().max(0)
-    choice = best_detectors(count(acts, labels, maximum).table())
+    choice = count(acts, labels, maximum).best_detectors()
     predicted = detect(identity, acts, choice, maximum)
     predictions = Predictions(2, 4)
     predictions.add(predicted, labels, np.repeat([0, 1], 150))

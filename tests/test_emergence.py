@@ -14,7 +14,6 @@ from stages import emergence
 from stages.lib import concept_curves as curves
 from stages.lib import drivers, params
 from stages.lib.arms import Member
-from stages.lib.confusion import Choice, detect
 from stages.lib.emergence_rows import DRIVERS, mean_times, order_rows, survival_table
 from stages.lib.errors import UserError
 from stages.lib.followed import checkpoints
@@ -162,16 +161,6 @@ def test_select_and_score_by_hand() -> None:
     assert scores.f1[0] == pytest.approx([2 / 3, 2 / 3])
     assert scores.fvu == pytest.approx(0, abs=1e-9)
     assert scores.l0 == 1
-
-
-def test_fires_is_detect() -> None:
-    generator = np.random.default_rng(0)
-    acts = torch.from_numpy(np.maximum(generator.normal(size=(200, 6)), 0).astype(np.float32))
-    maximum = acts.max(dim=0).values.numpy()
-    maximum[3] = 0
-    acts[:, 3] = 0
-    choice = Choice(generator.integers(0, 6, 9), generator.integers(0, 10, 9), np.zeros(9))
-    np.testing.assert_array_equal(curves.fires(acts, choice, maximum), detect(lambda x: x, acts, choice, maximum))
 
 
 def half(concept: list[int], n_firings: int = 9) -> curves.Half:

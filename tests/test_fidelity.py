@@ -17,9 +17,12 @@ from stages.lib.fidelity import (
     gini,
     hoyer,
     l0_statistics,
+    products,
     squared_distance,
+    thinned,
 )
 from stages.lib.sanity import sanity_failures
+from stages.lib.selection import above
 
 
 def sums(x: torch.Tensor, x_hat: torch.Tensor, acts: torch.Tensor | None = None, size: int = 1000) -> Fidelity:
@@ -29,7 +32,7 @@ def sums(x: torch.Tensor, x_hat: torch.Tensor, acts: torch.Tensor | None = None,
     own = Fidelity(acts.shape[1], int(blocks.max()) + 1, x.mean(0))
     for start in range(0, len(x), size):
         part = slice(start, start + size)
-        own.add(x[part], x_hat[part], acts[part], blocks[part])
+        own.add(x[part], x_hat[part], above(acts[part], torch.zeros(acts.shape[1])), blocks[part])
     return own
 
 
@@ -120,9 +123,9 @@ def test_l0_statistics_by_hand() -> None:
 def test_hoyer_and_gini_by_hand() -> None:
     codes = torch.tensor([[0.0, 0.0, 5.0, 0.0], [2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0], [0.0, 3.0, 0.0, 4.0]])
     # One active: 1 and 1 - 1/h. Equal: 0. Zeros are left out. (3, 4): L1 = 7, L2 = 5, h = 4.
-    assert hoyer(codes).tolist() == pytest.approx([1, 0, (2 - 7 / 5) / (2 - 1)])
+    assert hoyer(codes, 4).tolist() == pytest.approx([1, 0, (2 - 7 / 5) / (2 - 1)])
     # Ranks 3 and 4: weights 1.5/4 and .5/4.
-    assert gini(codes).tolist() == pytest.approx([3 / 4, 0, 1 - 2 * (3 / 7 * 1.5 / 4 + 4 / 7 * 0.5 / 4)])
+    assert gini(codes, 4).tolist() == pytest.approx([3 / 4, 0, 1 - 2 * (3 / 7 * 1.5 / 4 + 4 / 7 * 0.5 / 4)])
 
 
 def test_indices_of_codes_that_are_all_zero_are_absent() -> None:
@@ -131,10 +134,32 @@ def test_indices_of_codes_that_are_all_zero_are_absent() -> None:
     assert own.gini() is None
 
 
+def test_zeros_that_are_not_given_count_as_zeros() -> None:
+    codes = torch.randn(64, 9, generator=torch.Generator().manual_seed(0)).relu()
+    codes[16] = 0
+    given = thinned(above(codes, torch.zeros(9)), 16)
+    assert given.shape[1] < 9
+    assert gini(given, 9).tolist() == pytest.approx(gini(codes[::16], 9).tolist())
+    assert hoyer(given, 9).tolist() == pytest.approx(hoyer(codes[::16], 9).tolist())
+
+
+def test_codes_without_any_active_feature_have_no_sparseness() -> None:
+    given = thinned(above(torch.zeros(20, 5), torch.zeros(5)), 16)
+    assert len(hoyer(given, 5)) == len(gini(given, 5)) == 0
+
+
+def test_products_of_a_token() -> None:
+    x, x_hat = torch.randn(2, 3000, 64, generator=torch.Generator().manual_seed(0))
+    mean = torch.linspace(-1, 1, 64, dtype=torch.float64)
+    a, b = x.double() - mean, x_hat.double() - mean
+    expected = torch.stack([(a - b).square().sum(1), b.square().sum(1), (a * b).sum(1), a.square().sum(1)])
+    assert torch.allclose(products(x, x_hat, mean), expected, rtol=1e-12)
+
+
 def test_gini_equals_half_the_relative_mean_difference() -> None:
     code = torch.rand(1, 40, generator=torch.Generator().manual_seed(5))
     differences = (code.T - code).abs().mean().item()
-    assert gini(code).item() == pytest.approx(differences / (2 * code.mean().item()), rel=1e-5)
+    assert gini(code, code.shape[1]).item() == pytest.approx(differences / (2 * code.mean().item()), rel=1e-5)
 
 
 def test_effective_dictionary_by_hand() -> None:

@@ -78,6 +78,21 @@ def test_leading_axes_are_free(architecture: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", TENSORS)
+def test_active_features_are_those_of_the_dense_code(architecture: str, tmp_path: Path) -> None:
+    sae, x = saved(tmp_path, architecture), torch.randn(200, D_IN, generator=torch.Generator().manual_seed(1))
+    x[0] = sae.b_dec - 100  # no feature fires
+    acts, active = sae.encode(x), sae.active(x)
+    row, feature = acts.nonzero().T
+    assert torch.equal(torch.repeat_interleave(active.first.diff()), row)
+    assert torch.equal(active.feature, feature)
+    assert torch.equal(active.value, acts[row, feature])
+    assert torch.allclose(sae.decode_active(active), sae.decode(acts), atol=1e-5)
+    nothing = sae.active(x[:1])
+    assert len(nothing.value) == 0
+    assert torch.equal(sae.decode_active(nothing), sae.b_dec[None])
+
+
+@pytest.mark.parametrize("architecture", TENSORS)
 def test_folded_weights_do_on_raw_activations_what_the_others_do_on_normalised_ones(architecture: str) -> None:
     from stages.lib.saelens import SAE
 

@@ -32,7 +32,7 @@ def test_offsets_of_a_short_track_keep_to_its_middle() -> None:
 def test_rotations_roll() -> None:
     labels = np.random.default_rng(0).random((20, 3)) < 0.5
     for view, offset in zip(rotations(labels, np.array([1, 7, 19])), (1, 7, 19), strict=True):
-        assert np.array_equal(view, np.roll(labels, offset, axis=0))
+        assert np.array_equal(view.labels(), np.roll(labels, offset, axis=0))
 
 
 def test_a_record_is_the_firings_with_their_levels() -> None:

@@ -8,23 +8,25 @@ checkpoints can be compared with the change between two measurements of the same
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.lib.confusion import (
-    N_LEVELS,
     Choice,
     Confusion,
     Firings,
     Table,
-    best_detectors,
     encoded_firings,
     f1,
+    joined,
+    largest,
     level_of,
+    listed,
     mcc,
 )
 from stages.lib.coverage import chance_level
+from stages.lib.encoder import Encoder
+from stages.lib.label_sums import Members, detector_counts, in_words, members
 from stages.lib.saelens import SAE
 from stages.lib.shift_null import Track, concept_null, offsets, record
 
@@ -75,8 +77,7 @@ class Selection(NamedTuple):
 def _half(fired: Firings, table: Table, d_sae: int) -> Half:
     n_firings = np.bincount(fired.feature, minlength=d_sae)
     total = np.bincount(fired.feature, weights=fired.activation, minlength=d_sae)
-    maximum = np.zeros(d_sae, np.float32)
-    np.maximum.at(maximum, fired.feature, fired.activation)
+    maximum = largest(fired, d_sae)
     scores = mcc(table.both[:, 0], table.fired[:, :1], table.positives, table.n)
     concept = scores.argmax(axis=1)
     best = scores[np.arange(d_sae), concept]
@@ -85,34 +86,21 @@ def _half(fired: Firings, table: Table, d_sae: int) -> Half:
 
 def select(sae: SAE, sample: Sample) -> Selection:
     """The best detector of each concept, and each feature's numbers on both halves."""
-    fired = encoded_firings(sae.encode, sample.x)
-    maximum = np.zeros(sae.d_sae, np.float32)
-    np.maximum.at(maximum, fired.feature, fired.activation)
+    fired = encoded_firings(Encoder(sae), sample.x)
+    maximum = largest(fired, sae.d_sae)
     level = level_of(fired.activation, maximum[fired.feature])
-    tables, halves = [], []
+    counts = Confusion(sae.d_sae, sample.labels.shape[1])
+    halves: list[Half] = []
+    before: Table | None = None
     for half in sample.halves():
         first, last = np.searchsorted(fired.row, [half.start, half.stop])
         part = Firings(fired.row[first:last], fired.feature[first:last], fired.activation[first:last])
-        counts = Confusion(sae.d_sae, sample.labels.shape[1])
         counts.add(part.row - np.int32(half.start), part.feature, level[first:last], sample.labels[half])
-        tables.append(counts.table())
-        halves.append(_half(part, tables[-1], sae.d_sae))
-    one, two = tables
-    whole = Table(one.both + two.both, one.fired + two.fired, one.positives + two.positives, one.n + two.n)
+        table = counts.totals()
+        halves.append(_half(part, table.less(before) if before else table, sae.d_sae))
+        before = table
     track = Track(fired.row, fired.feature, level, sample.labels, sae.d_sae)
-    return Selection(best_detectors(whole), maximum, (halves[0], halves[1]), track)
-
-
-def fires(
-    feature_acts: Float[Tensor, "token d_sae"], choice: Choice, maximum: Float[np.ndarray, " d_sae"]
-) -> Bool[np.ndarray, "token concept"]:
-    """Whether each concept's detector fires: `10 f / max f > level`, as `stages.lib.confusion` defines levels.
-
-    Apart from its `detect`, which encodes: here one encoding serves several choices, the FVU and L0.
-    """
-    acts = feature_acts.index_select(1, torch.from_numpy(choice.feature))
-    above = N_LEVELS * acts / torch.from_numpy(maximum[choice.feature]) > torch.from_numpy(choice.level)
-    return np.asarray(above.numpy())
+    return Selection(counts.best_detectors(), maximum, (halves[0], halves[1]), track)
 
 
 class Scores(NamedTuple):
@@ -129,20 +117,21 @@ def score(sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.nda
 
     `FVU = sum ||x - x_hat||^2 / sum ||x - mean x||^2` over the sample (science 0.3); errors are added up in float64.
     """
-    counts = np.zeros((len(choices), 2, sample.labels.shape[1]), np.int64)
-    error = n_active = 0.0
+    error, parts = 0.0, []
     for start in range(0, len(sample.x), BLOCK):
-        x, labels = sample.x[start : start + BLOCK], sample.labels[start : start + BLOCK]
-        acts = sae.encode(x)
-        error += float((x - sae.decode(acts)).square().sum(dim=1).double().sum())
-        n_active += float((acts > 0).sum())
-        for count, choice in zip(counts, choices, strict=True):
-            predicted = fires(acts, choice, maximum)
-            count[0] += (predicted & labels).sum(axis=0)
-            count[1] += predicted.sum(axis=0)
+        x = sample.x[start : start + BLOCK]
+        active = sae.active(x)
+        error += float((x - sae.decode_active(active)).square().sum(dim=1).double().sum())
+        part = listed(active)
+        parts.append(part._replace(row=part.row + np.int32(start)))
+    fired = joined(parts)
+    order = members(np.arange(len(fired.row)), fired.feature, sae.d_sae)
+    level = level_of(fired.activation, maximum[fired.feature])[order.row]
+    keys, labels = Members(order.first, fired.row[order.row]), in_words(sample.labels)
     positives = sample.labels.sum(axis=0)
-    scores = [f1(both, fired, positives) for both, fired in counts]
-    return Scores(scores, error / sample.variation, n_active / len(sample.x))
+    counts = [detector_counts(choice.feature, choice.level, keys, level, labels) for choice in choices]
+    scores = [f1(both, n_fired, positives) for both, n_fired in counts]
+    return Scores(scores, error / sample.variation, len(fired.row) / len(sample.x))
 
 
 def chance_f1(
@@ -155,7 +144,7 @@ def chance_f1(
     generator: np.random.Generator,
 ) -> Float[np.ndarray, " concept"]:
     """F0 of each concept on the test tokens (`stages.lib.coverage`), the selection repeated on shifted labels."""
-    track = record(sae.encode, test.x, selection.maximum, test.labels)
+    track = record(Encoder(sae), test.x, selection.maximum, test.labels)
     by_validation = offsets(len(selection.track.labels), mean_run, n_shifts, generator)
     by_test = offsets(len(test.labels), mean_run, n_shifts, generator)
     null = concept_null(selection.track, track, by_validation, by_test)

@@ -11,23 +11,38 @@ For a detector that fires on n_f of n tokens, a concept with n_c positives and n
     MCC = (n n_fc - n_f n_c) / sqrt(n_f (n - n_f) n_c (n - n_c))
 
 so the counts n_fc, n_f, n_c and n say everything. Features are sparse, so n_fc is a sum over firings, not over tokens
-and features: each token adds its row of labels to the rows of the features that fire on it.
+and features: each token adds its row of labels to the rows of the features that fire on it (`stages.lib.label_sums`).
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float, Int, Integer, UInt, UInt8
-from scipy.sparse import csr_matrix
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor
+
+from stages.lib import label_sums
+from stages.lib.label_sums import Members, Words
+from stages.lib.ranks import mean_ranks
+from stages.lib.selection import Active
 
 N_LEVELS = 10
 PART = 2048
 """Tokens encoded at a time."""
 Encode = Callable[[Float[Tensor, "token d_in"]], Float[Tensor, "token d_sae"]]
 """From raw activations to feature activations."""
+
+
+@runtime_checkable
+class SparseEncode(Protocol):
+    """An encoder that knows the active features without writing down the zeros (`stages.lib.encoder`)."""
+
+    def __call__(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
+        """All feature activations."""
+
+    def active(self, x: Float[Tensor, "token d_in"]) -> Active:
+        """Those above 0."""
 
 
 class Firings(NamedTuple):
@@ -47,26 +62,53 @@ def firings(feature_acts: Float[Tensor, "token d_sae"]) -> Firings:
     return Firings(row.astype(np.int32), (flat - row * acts.shape[1]).astype(np.int32), acts.ravel()[flat])
 
 
+def listed(active: Active) -> Firings:
+    """Active features as firings."""
+    row = np.repeat(np.arange(len(active.first) - 1, dtype=np.int32), np.diff(active.first.numpy()))
+    return Firings(row, active.feature.numpy().astype(np.int32), active.value.numpy())
+
+
 def encoded(encode: Encode, x: Float[Tensor, "token d_in"]) -> Iterator[Float[Tensor, "part d_sae"]]:
     """The feature activations, `PART` tokens at a time: those of more would not stay in the processor's cache."""
     for start in range(0, len(x), PART):
         yield encode(x[start : start + PART])
 
 
+def joined(parts: Iterable[Firings]) -> Firings:
+    """The firings of all parts, whose rows are counted from the first of all."""
+    return Firings(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _firing_parts(encode: Encode, x: Float[Tensor, "token d_in"]) -> Iterator[Firings]:
+    """The firings of `PART` tokens at a time, rows counted from the first of all."""
+    for start in range(0, len(x), PART):
+        part = x[start : start + PART]
+        own = listed(encode.active(part)) if isinstance(encode, SparseEncode) else firings(encode(part))
+        yield own._replace(row=own.row + np.int32(start))
+
+
 def encoded_firings(encode: Encode, x: Float[Tensor, "token d_in"]) -> Firings:
     """Where features fire, without all their activations at once."""
-    parts = [firings(acts) for acts in encoded(encode, x)]
-    rows = [part.row + np.int32(PART * number) for number, part in enumerate(parts)]
-    return Firings(
-        np.concatenate(rows),
-        np.concatenate([part.feature for part in parts]),
-        np.concatenate([part.activation for part in parts]),
-    )
+    return joined(_firing_parts(encode, x))
+
+
+def largest(found: Firings, d_sae: int) -> Float[np.ndarray, " d_sae"]:
+    """The largest activation of each feature, 0 for one that does not fire."""
+    maximum = np.zeros(d_sae, np.float32)
+    np.maximum.at(maximum, found.feature, found.activation)
+    return maximum
+
+
+def maxima(encode: Encode, x: Float[Tensor, "token d_in"], d_sae: int) -> Float[np.ndarray, " d_sae"]:
+    """The largest activation of each feature on some tokens, 0 for one that does not fire."""
+    parts = [largest(part, d_sae) for part in _firing_parts(encode, x)]
+    maximum: npt.NDArray[np.float32] = np.maximum.reduce(parts)
+    return maximum
 
 
 def level_of(activation: Float[np.ndarray, "*any"], maximum: Float[np.ndarray, "*any"]) -> UInt8[np.ndarray, "*any"]:
     """The highest level whose threshold an activation above 0 exceeds; with a maximum of 0 every threshold is 0."""
-    level: npt.NDArray[np.uint8] = np.minimum(np.ceil(_tenths(activation, maximum)) - 1, N_LEVELS - 1).astype(np.uint8)
+    level: npt.NDArray[np.uint8] = np.clip(np.ceil(_tenths(activation, maximum)) - 1, 0, N_LEVELS - 1).astype(np.uint8)
     return level
 
 
@@ -78,28 +120,26 @@ def _tenths(activation: npt.NDArray[np.float32], maximum: npt.NDArray[np.float32
     return tenths
 
 
-def as_counts(labels: Bool[np.ndarray, "token concept"]) -> UInt[np.ndarray, "token concept"]:
-    """Labels in the smallest type that can hold their sums: 16 bits add up twice as fast as floats."""
-    return labels.astype(np.uint16 if len(labels) <= np.iinfo(np.uint16).max else np.uint32)
+def as_counts(labels: Bool[np.ndarray, "token concept"]) -> Words:
+    """Labels in the form in which they add up fastest."""
+    return label_sums.in_words(labels)
 
 
-def members(row: Int[np.ndarray, " firing"], key: Int[np.ndarray, " firing"], n_rows: int, n_keys: int) -> csr_matrix:
-    """Which keys each row has, [row, key]; `row` ascends."""
-    starts = np.zeros(n_rows + 1, np.int32 if len(row) < np.iinfo(np.int32).max else np.int64)
-    np.cumsum(np.bincount(row, minlength=n_rows), out=starts[1:])
-    return csr_matrix((np.ones(len(key), np.uint8), key.astype(starts.dtype), starts), shape=(n_rows, n_keys))
+def members(row: Int[np.ndarray, " firing"], key: Int[np.ndarray, " firing"], n_rows: int, n_keys: int) -> Members:  # noqa: ARG001
+    """The rows of each key."""
+    return label_sums.members(row, key, n_keys)
 
 
-def joint_counts(keys: csr_matrix, labels: UInt[np.ndarray, "token concept"]) -> UInt[np.ndarray, "key concept"]:
+def joint_counts(keys: Members, labels: Words) -> Int[np.ndarray, "key concept"]:
     """For each key the sum of the labels of its rows; `keys` come from `members` and `labels` from `as_counts`."""
-    assert len(labels) <= np.iinfo(labels.dtype).max, "the sums would overflow"
-    counts: npt.NDArray[np.uint16] = keys.T @ labels
+    counts = np.zeros((len(keys.first) - 1, labels.n_concepts), np.int32)
+    label_sums.add_label_sums(counts, keys, labels)
     return counts
 
 
-def at_least(counts: Integer[np.ndarray, "feature level *concept"]) -> Integer[np.ndarray, "feature level *concept"]:
+def at_least(counts: Int[np.ndarray, "feature level *concept"]) -> Int[np.ndarray, "feature level *concept"]:
     """Counts of firings at exactly each level turned into counts at that level or above."""
-    total = counts.astype(np.int32 if counts.dtype.itemsize < 4 else np.int64)
+    total = counts.copy()
     for level in range(total.shape[1] - 2, -1, -1):
         np.add(total[:, level], total[:, level + 1], out=total[:, level])
     return total
@@ -115,6 +155,12 @@ class Table(NamedTuple):
     positives: npt.NDArray[np.int64]
     """[concept]"""
     n: int
+
+    def less(self, other: "Table") -> "Table":
+        """The counts without those of another table."""
+        return Table(
+            self.both - other.both, self.fired - other.fired, self.positives - other.positives, self.n - other.n
+        )
 
 
 class Confusion:
@@ -136,15 +182,25 @@ class Confusion:
         """Count a batch: its firings with their levels (None where there is one level only) and its labels."""
         d_sae, n_levels, n_concepts = self._both.shape
         key = feature if level is None else feature * n_levels + level
-        counts = joint_counts(members(row, key, len(labels), d_sae * n_levels), as_counts(labels))
-        self._both += counts.reshape(d_sae, n_levels, n_concepts)
-        self._fired += np.bincount(key, minlength=d_sae * n_levels).reshape(d_sae, n_levels)
-        self._positives += labels.sum(0)
+        keys, words = label_sums.members(row, key, d_sae * n_levels), as_counts(labels)
+        label_sums.add_label_sums(self._both.reshape(-1, n_concepts), keys, words)
+        self._fired += np.diff(keys.first).reshape(d_sae, n_levels)
+        every = Members(np.array([0, len(labels)]), np.arange(len(labels), dtype=np.int32))
+        label_sums.add_label_sums(self._positives[None], every, words)
         self._n += len(labels)
+
+    def best_detectors(self) -> "Choice":
+        """For each concept the feature and level with the highest F1, the first of equals."""
+        return Choice(*label_sums.best_f1(self._both, self._fired, self._positives))
 
     def table(self) -> Table:
         """The counts so far; a firing counts at its level and at all below."""
-        return Table(at_least(self._both), at_least(self._fired), self._positives, self._n)
+        return Table(at_least(self._both), at_least(self._fired), self._positives.copy(), self._n)
+
+    def totals(self) -> Table:
+        """The counts so far at the lowest level alone."""
+        both, fired = self._both.sum(1, keepdims=True), self._fired.sum(1, keepdims=True)
+        return Table(both, fired, self._positives.copy(), self._n)
 
 
 def f1(
@@ -178,24 +234,22 @@ class Choice(NamedTuple):
     score: npt.NDArray[np.float64]
 
 
-def best_detectors(table: Table) -> Choice:
-    """For each concept the feature and level with the highest F1, the first of equals."""
-    score = f1(table.both, table.fired[:, :, None], table.positives)
-    flat = score.reshape(-1, score.shape[2])
-    index = flat.argmax(0)
-    n_levels = score.shape[1]
-    return Choice(index // n_levels, index % n_levels, flat[index, np.arange(flat.shape[1])].astype(np.float64))
+def detected(
+    found: Firings, choice: Choice, maximum: Float[np.ndarray, " d_sae"], n_rows: int
+) -> Bool[np.ndarray, "token concept"]:
+    """Whether each concept's chosen detector is among the firings of a token."""
+    fires = np.zeros((n_rows, len(choice.feature)), np.bool_)
+    level = level_of(found.activation, maximum[found.feature])
+    chosen = label_sums.members(np.arange(len(choice.feature)), choice.feature, len(maximum))
+    label_sums.mark_firing(fires, (found.row, found.feature, level), chosen, choice.level)
+    return fires
 
 
 def detect(
     encode: Encode, x: Float[Tensor, "token d_in"], choice: Choice, maximum: Float[np.ndarray, " d_sae"]
 ) -> Bool[np.ndarray, "token concept"]:
     """Whether each concept's chosen detector fires."""
-    parts = []
-    for dense in encoded(encode, x):
-        acts = dense.numpy()[:, choice.feature]
-        parts.append((acts > 0) & (_tenths(acts, maximum[choice.feature]) > choice.level))
-    return np.concatenate(parts)
+    return detected(encoded_firings(encode, x), choice, maximum, len(x))
 
 
 class Predictions:
@@ -244,9 +298,7 @@ def auroc(
 
     Over the last axis; each group needs an example of both kinds.
     """
-    from scipy.stats import rankdata
-
     n_positive = positive.sum(-1)
-    rank_sum = np.where(positive, rankdata(scores, axis=-1), 0).sum(-1)
+    rank_sum = np.where(positive, mean_ranks(scores), 0).sum(-1)
     wins = rank_sum - n_positive * (n_positive + 1) / 2
     return np.asarray(wins / (n_positive * (positive.shape[-1] - n_positive)))

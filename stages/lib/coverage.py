@@ -23,7 +23,6 @@ from stages.lib.confusion import (
     Confusion,
     Encode,
     Predictions,
-    best_detectors,
     detect,
     encoded_firings,
     level_of,
@@ -50,7 +49,7 @@ class Features:
 
     def choose(self) -> None:
         """Fix the best detector of each concept."""
-        self.choice = best_detectors(self._confusion.table())
+        self.choice = self._confusion.best_detectors()
 
     def predict(self, batch: Batch) -> Bool[np.ndarray, "token concept"]:
         """Where the chosen detectors fire."""

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from stages.lib.confusion import Confusion, Table, encoded_firings, f1, level_of, mcc
 from stages.lib.coverage import always_on, corrected
 from stages.lib.device import device
+from stages.lib.encoder import Encoder
 from stages.lib.labelled import Batch
 from stages.lib.reliability import rates
 from stages.lib.saelens import SAE
@@ -26,6 +26,7 @@ class FiringCounts:
 
     def __init__(self, sae: SAE, n_concepts: int, n_documents: int, d_vocab: int) -> None:
         self.sae = sae.to(device())
+        self.encode = Encoder(self.sae)
         self._validation = Confusion(sae.d_sae, n_concepts, n_levels=1)
         self._test = Confusion(sae.d_sae, n_concepts, n_levels=1)
         self.validation_maximum = np.zeros(sae.d_sae, np.float32)
@@ -34,10 +35,6 @@ class FiringCounts:
         """Test firings, [document, feature]."""
         self.above_tenth: npt.NDArray[np.int64] = np.zeros(sae.d_sae, np.int64)
         """Test firings above a tenth of the feature's maximum on validation."""
-
-    def encode(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
-        """Feature activations of raw activations, in main memory."""
-        return self.sae.encode(x.to(self.sae.W_enc.device)).cpu()
 
     def add_validation(self, batch: Batch) -> None:
         """Count a validation batch."""

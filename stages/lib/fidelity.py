@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.lib.selection import Active, compiled, over_rows
+
 STRIDE = 16
 """Hoyer's and Gini's indices are taken on every 16th token of a batch: Gini's needs a sort of every code."""
 
@@ -94,22 +96,63 @@ class TokenMeans:
         return table
 
 
-def hoyer(feature_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, " active"]:
-    """Hoyer's sparseness of each code, 1 for one active feature and 0 for equal ones; codes of zeros are left out."""
-    active = feature_acts[(feature_acts > 0).any(1)].double()
-    root = active.shape[1] ** 0.5
+def hoyer(codes: Float[Tensor, "token active"], d_sae: int) -> Float[Tensor, " some"]:
+    """Hoyer's sparseness of each code, 1 for one active feature and 0 for equal ones; codes of zeros are left out.
+
+    Of the `d_sae` entries of a code those that are not given are 0.
+    """
+    active = codes[(codes > 0).any(1)].double()
+    root = d_sae**0.5
     index: Tensor = (root - active.sum(1) / active.square().sum(1).sqrt()) / (root - 1)
     return index
 
 
-def gini(feature_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, " active"]:
-    """The Gini index of each code, 1 - 1/h for one active feature and 0 for equal ones; codes of zeros are left out."""
-    ascending = feature_acts[(feature_acts > 0).any(1)].double().sort(1).values
-    h = ascending.shape[1]
-    rank = torch.arange(1, h + 1, dtype=torch.float64, device=ascending.device)
-    weighted: Tensor = ascending / ascending.sum(1, keepdim=True) * ((h - rank + 0.5) / h)
+def gini(codes: Float[Tensor, "token active"], d_sae: int) -> Float[Tensor, " some"]:
+    """The Gini index of each code, 1 - 1/h for one active feature and 0 for equal ones; codes of zeros are left out.
+
+    Of the `d_sae` entries of a code those that are not given are 0, so they have the lowest ranks.
+    """
+    ascending = codes[(codes > 0).any(1)].double().sort(1).values
+    rank = torch.arange(d_sae - codes.shape[1] + 1, d_sae + 1, dtype=torch.float64, device=codes.device)
+    weighted: Tensor = ascending / ascending.sum(1, keepdim=True) * ((d_sae - rank + 0.5) / d_sae)
     index: Tensor = 1 - 2 * weighted.sum(1)
     return index
+
+
+def thinned(active: Active, stride: int) -> Float[Tensor, "token active"]:
+    """The codes of every `stride`-th token without most of their zeros, the active features first."""
+    first, counts = active.first[:-1:stride], active.first.diff()[::stride]
+    place = torch.arange(int(counts.max()), device=counts.device)
+    where = (first[:, None] + place).clamp_(max=len(active.value) - 1)
+    return torch.where(place < counts[:, None], active.value[where], 0.0)
+
+
+@compiled
+def _add_products(
+    x: np.ndarray, mean: np.ndarray, start: int, stop: int, x_hat: np.ndarray, products: np.ndarray
+) -> None:
+    for r in range(start, stop):
+        error = hat_hat = hat_x = x_x = 0.0
+        for j in range(x.shape[1]):
+            own, hat = np.float64(x[r, j]), np.float64(x_hat[r, j])
+            error += (own - hat) * (own - hat)
+            hat_hat += (hat - mean[j]) * (hat - mean[j])
+            hat_x += (hat - mean[j]) * (own - mean[j])
+            x_x += (own - mean[j]) * (own - mean[j])
+        products[0, r], products[1, r], products[2, r], products[3, r] = error, hat_hat, hat_x, x_x
+
+
+def products(
+    x: Float[Tensor, "token d_in"], x_hat: Float[Tensor, "token d_in"], mean: Float[Tensor, " d_in"]
+) -> Float[Tensor, "4 token"]:
+    """||x - x_hat||^2, ||x_hat - mu||^2, (x_hat - mu).(x - mu) and ||x - mu||^2 of each token, in float64."""
+    if x.device.type == "cpu":  # all in one pass
+        found = np.empty((4, len(x)))
+        over_rows(_add_products, x.contiguous().numpy(), mean.numpy(), x_hat.contiguous().numpy(), found)
+        return torch.from_numpy(found)
+    centred, centred_hat = x - mean.to(x.dtype), x_hat - mean.to(x.dtype)
+    pairs = [(x - x_hat).square(), centred_hat.square(), centred_hat * centred, centred.square()]
+    return torch.stack([_sum(values) for values in pairs])
 
 
 class Fidelity:
@@ -130,29 +173,26 @@ class Fidelity:
         self,
         x: Float[Tensor, "token d_in"],
         x_hat: Float[Tensor, "token d_in"],
-        feature_acts: Float[Tensor, "token d_sae"],
+        active: Active,
         blocks: Int[np.ndarray, " token"],
     ) -> None:
         """Take in a batch; `blocks` says which block each token belongs to."""
         self.n += len(x)
-        error = _sum((x - x_hat).square()).cpu().numpy()
-        self.squared_error += np.bincount(blocks, weights=error, minlength=len(self.squared_error))
-        mean = self._mean.to(x.dtype)
-        centred, centred_hat = x - mean, x_hat - mean
-        hat_hat, hat_x = _sum(centred_hat.square()), _sum(centred_hat * centred)
+        error, hat_hat, hat_x, x_x = products(x, x_hat, self._mean)
+        self.squared_error += np.bincount(blocks, weights=error.cpu().numpy(), minlength=len(self.squared_error))
         self._hat_hat += hat_hat.sum().item()
         self._hat_x += hat_x.sum().item()
         # A zero vector has no direction: its cosine counts as 0.
-        norms = (hat_hat * _sum(centred.square())).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+        norms = (hat_hat * x_x).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
         self._cosine += (hat_x / norms).sum().item()
-        self._add_code(feature_acts)
+        self._add_code(active)
 
-    def _add_code(self, feature_acts: Float[Tensor, "token d_sae"]) -> None:
-        active = feature_acts > 0
-        self.firings += active.sum(0)
-        self.l0_counts += np.bincount(active.sum(1).cpu().numpy(), minlength=len(self.l0_counts))
-        thinned = feature_acts[::STRIDE]
-        for sums, values in ((self._hoyer, hoyer(thinned)), (self._gini, gini(thinned))):
+    def _add_code(self, active: Active) -> None:
+        d_sae = len(self.firings)
+        self.firings += torch.bincount(active.feature, minlength=d_sae)
+        self.l0_counts += np.bincount(active.first.diff().cpu().numpy(), minlength=len(self.l0_counts))
+        codes = thinned(active, STRIDE)
+        for sums, values in ((self._hoyer, hoyer(codes, d_sae)), (self._gini, gini(codes, d_sae))):
             sums[0] += values.sum().item()
             sums[1] += len(values)
 

@@ -1,6 +1,7 @@
 """The streams behind an arm's fidelity: every row of the store is read once a pass and serves all SAEs of the arm."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from stages.lib.bootstrap import block_sums
 from stages.lib.device import device
 from stages.lib.fidelity import Fidelity, Moments, PrincipalComponents, TokenMeans, squared_distance
 from stages.lib.saelens import SAE
+from stages.lib.side_by_side import side_by_side
 from stages.lib.store import Store
 from stages.lib.windows import Windows, read_windows
 
@@ -60,10 +62,14 @@ def fidelities(store: Store, windows: Windows, saes: Sequence[SAE], d_vocab: int
         total += block_sums(squared_distance(x, centre), documents, n_documents)
         unigram += float(squared_distance(x, table[ids.long()]).sum())
         left += principal.squared_error(x)
-        for one, own in zip(saes, sums, strict=True):
-            feature_acts = one.encode(x)
-            own.add(x, one.decode(feature_acts), feature_acts, documents)
+        side_by_side(partial(_add, x=x, documents=documents), zip(saes, sums, strict=True), device())
     return Baselines(total, unigram / total.sum(), left / total.sum()), sums
+
+
+def _add(pair: tuple[SAE, Fidelity], x: Tensor, documents: np.ndarray) -> None:
+    one, own = pair
+    active = one.active(x)
+    own.add(x, one.decode_active(active), active, documents)
 
 
 def dead(store: Store, one: SAE, own: Fidelity) -> Bool[np.ndarray, " d_sae"]:
@@ -72,6 +78,6 @@ def dead(store: Store, one: SAE, own: Fidelity) -> Bool[np.ndarray, " d_sae"]:
     for x in store.batches("validation", BATCH):
         if not silent.any():
             break
-        silent &= ~(one.encode(x.to(device())) > 0).any(0)
+        silent[one.active(x.to(device())).feature] = False
     result: np.ndarray = silent.cpu().numpy()
     return result

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from stages.lib.bootstrap import Interval, percentile_interval, resample_counts
 from stages.lib.confusion import auroc
+from stages.lib.ranks import mean_ranks
 from stages.lib.reliability import pearson, resampled_spearman, spearman
 
 MEASURES = {
@@ -65,12 +66,10 @@ def partial_spearman(
     x: Float[np.ndarray, " feature"], y: Float[np.ndarray, " feature"], given: Float[np.ndarray, "feature covariate"]
 ) -> float | None:
     """Pearson's correlation of what linear regression on the covariates' ranks leaves of the ranks of x and y."""
-    from scipy.stats import rankdata
-
     if len(x) < given.shape[1] + 4:  # with fewer, the regression leaves no more than a line to correlate
         return None
-    design = np.column_stack([np.ones(len(x)), rankdata(given, axis=0)])
-    ranks = np.column_stack([rankdata(x), rankdata(y)])
+    design = np.column_stack([np.ones(len(x)), mean_ranks(given.T).T])
+    ranks = np.column_stack([mean_ranks(x), mean_ranks(y)])
     left = ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
     return pearson(left[:, 0], left[:, 1])
 

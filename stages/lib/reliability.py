@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Int
 
+from stages.lib.ranks import mean_ranks
+
 
 class Agreement(NamedTuple):
     """The agreement of two measurements of log10 p."""
@@ -28,9 +30,7 @@ MIN_FEATURES = 3
 
 def spearman(x: Float[np.ndarray, " feature"], y: Float[np.ndarray, " feature"]) -> float | None:
     """Spearman's rank correlation, ties with their mean rank; None without spread or with fewer than three values."""
-    from scipy.stats import rankdata
-
-    return pearson(rankdata(x), rankdata(y)) if len(x) >= MIN_FEATURES else None
+    return pearson(mean_ranks(x), mean_ranks(y)) if len(x) >= MIN_FEATURES else None
 
 
 def resampled_spearman(

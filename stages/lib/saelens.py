@@ -17,14 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from stages.lib import tensors
 from stages.lib.errors import UserError, nearest
 from stages.lib.files import read_json, write_json
-from stages.lib.selection import top_k
+from stages.lib.selection import Active, above, top_k
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.0"
@@ -83,6 +85,31 @@ class SAE:
         flat = z.reshape(-1, self.d_sae)
         chosen = top_k(flat, self.k)
         return torch.zeros_like(flat).scatter(1, chosen, flat.gather(1, chosen).relu()).reshape(z.shape)
+
+    def active(self, x: Float[Tensor, "token d_in"]) -> Active:
+        """The entries of `encode` above 0, by token; on a CPU the zeros around them are never written."""
+        if x.device.type != "cpu":
+            acts = self.encode(x)
+            on = acts > 0
+            first = torch.cat([on.new_zeros(1, dtype=torch.int64), on.sum(1).cumsum(0)])
+            return Active(first, on.nonzero()[:, 1], acts[on])
+        z = self.hidden_pre(x)
+        if self.k is None:
+            return above(z, torch.zeros_like(self.b_enc) if self.threshold is None else self.threshold.clamp_min(0))
+        # NumPy, because PyTorch starts its threads for sums as short as these.
+        chosen = top_k(z, self.k).numpy()
+        values = np.take_along_axis(z.numpy(), chosen, 1)
+        positive = values > 0
+        ends = np.concatenate([[0], np.count_nonzero(positive, 1).cumsum()])
+        return Active(*map(torch.from_numpy, (ends, chosen[positive], values[positive])))
+
+    def decode_active(self, active: Active) -> Float[Tensor, "token d_in"]:
+        """What `decode` gives for a code of these entries."""
+        summed = embedding_bag(
+            active.feature, self.W_dec, active.first, mode="sum",
+            per_sample_weights=active.value, include_last_offset=True,
+        )  # fmt: skip
+        return summed.add_(self.b_dec)
 
     def decode(self, feature_acts: Float[Tensor, "*rest d_sae"]) -> Float[Tensor, "*rest d_in"]:
         """The reconstruction f W_dec + b_dec of raw activations."""

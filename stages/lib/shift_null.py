@@ -13,23 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float, Int, UInt
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stages.lib.confusion import (
-    N_LEVELS,
-    Encode,
-    Table,
-    as_counts,
-    at_least,
-    best_detectors,
-    encoded_firings,
-    f1,
-    joint_counts,
-    level_of,
-    mcc,
-    members,
-)
+from stages.lib.confusion import N_LEVELS, Encode, encoded_firings, f1, level_of, mcc
+from stages.lib.label_sums import Members, Words, add_label_sums, best_f1, detector_counts, in_words, members
 
 RUNS = 10
 """Offset in mean runs of the concept with the longest, after which the track has forgotten itself."""
@@ -63,14 +51,10 @@ def record(
     return Track(found.row, found.feature, level_of(found.activation, maximum[found.feature]), labels, len(maximum))
 
 
-def rotations(
-    labels: Bool[np.ndarray, "token concept"], by: Int[np.ndarray, " shift"]
-) -> list[UInt[np.ndarray, "token concept"]]:
+def rotations(labels: Bool[np.ndarray, "token concept"], by: Int[np.ndarray, " shift"]) -> list[Words]:
     """Views of the labels rotated by each offset: row r of a view is row r - offset of the labels."""
-    n = len(labels)
-    twice = as_counts(labels)
-    twice = np.concatenate([twice, twice])
-    return [twice[n - offset : 2 * n - offset] for offset in by]
+    n, twice = len(labels), in_words(labels, copies=2)
+    return [Words(twice.words[n - offset : 2 * n - offset], twice.n_concepts) for offset in by]
 
 
 def concept_null(
@@ -78,34 +62,31 @@ def concept_null(
 ) -> Float[np.ndarray, "shift concept"]:
     """F1 on shifted test labels of the feature and level that is best for the concept on shifted validation labels."""
     key = validation.feature * N_LEVELS + validation.level
-    n_keys = validation.d_sae * N_LEVELS
-    keys = members(validation.row, key, len(validation.labels), n_keys)
-    fired = at_least(np.bincount(key, minlength=n_keys).reshape(-1, N_LEVELS))
+    keys = members(validation.row, key, validation.d_sae * N_LEVELS)
+    fired = np.diff(keys.first).reshape(-1, N_LEVELS)
     positives = validation.labels.sum(0)
-    order = np.argsort(test.feature, kind="stable")
-    row, level = test.row[order], test.level[order]
-    start = np.searchsorted(test.feature[order], np.arange(test.d_sae + 1))
+    by_feature = members(np.arange(len(test.row)), test.feature, test.d_sae)
+    test_keys, level = Members(by_feature.first, test.row[by_feature.row]), test.level[by_feature.row]
     test_positives = test.labels.sum(0)
+    both = np.empty((*fired.shape, validation.labels.shape[1]), np.int32)
     null = []
     for labels, other in zip(rotations(validation.labels, by_validation), rotations(test.labels, by_test), strict=True):
-        both = at_least(joint_counts(keys, labels).reshape(-1, N_LEVELS, labels.shape[1]))
-        choice = best_detectors(Table(both, fired, positives, len(labels)))
-        rows = [
-            row[start[i] : start[i + 1]][level[start[i] : start[i + 1]] >= least]
-            for i, least in zip(choice.feature, choice.level, strict=True)
-        ]
-        hits = np.array([int(other[on, concept].sum()) for concept, on in enumerate(rows)])
-        null.append(f1(hits, np.array([len(on) for on in rows]), test_positives))
+        both[:] = 0
+        add_label_sums(both.reshape(fired.size, -1), keys, labels)
+        feature, least, _ = best_f1(both, fired, positives)
+        hits, n_fired = detector_counts(feature, least, test_keys, level, other)
+        null.append(f1(hits, n_fired, test_positives))
     return np.stack(null)
 
 
 def feature_null(track: Track, by: Int[np.ndarray, " shift"]) -> Float[np.ndarray, " d_sae"]:
     """For each feature the mean over shifts of its highest MCC with a shifted concept, at threshold 0."""
-    fired = np.bincount(track.feature, minlength=track.d_sae)[:, None]
+    keys = members(track.row, track.feature, track.d_sae)
+    fired = np.diff(keys.first)[:, None]
     positives = track.labels.sum(0)
-    keys = members(track.row, track.feature, len(track.labels), track.d_sae)
     total = np.zeros(track.d_sae)
     for labels in rotations(track.labels, by):
-        both = joint_counts(keys, labels)
+        both = np.zeros((track.d_sae, labels.n_concepts), np.int32)
+        add_label_sums(both, keys, labels)
         total += mcc(both, fired, positives, len(labels)).max(1)
     return total / len(by)
