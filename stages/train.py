@@ -16,7 +16,9 @@ from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from stages.lib import params, plugins, tensors
 from stages.lib.arms import cell
@@ -33,6 +35,8 @@ from stages.lib.seeds import integer
 from stages.lib.store import Store, open_store
 from stages.lib.training import Row, Schedule, Training, train
 
+SETTLED_ON = 2**14
+"""Validation activations on which what inference needs is set, such as the threshold of BatchTopK."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -98,8 +102,9 @@ def n_steps(own: TrainParams, n_rows: int) -> int:
     return steps
 
 
-def prepare(chosen: Settings, d_in: int, steps: int, on: torch.device) -> Training:
-    """The SAEs at initialisation and their schedule."""
+def prepare(chosen: Settings, sample: Float[Tensor, "token d_in"], steps: int) -> Training:
+    """The SAEs at initialisation and their schedule; `sample` are validation activations."""
+    on, d_in = sample.device, sample.shape[1]
     own = chosen.train
     generator = torch.Generator().manual_seed(integer(chosen.seed, "initialisation"))
     decoder = random_directions(own.d_sae, d_in, generator).to(on)
@@ -108,12 +113,12 @@ def prepare(chosen: Settings, d_in: int, steps: int, on: torch.device) -> Traini
     saes = [chosen.variant.Variant(chosen.arm, level, decoder, dead_tokens, coarse) for level in chosen.levels]
     lr = own.lr if chosen.arm.lr is None else chosen.arm.lr
     schedule = Schedule(steps, lr, own.lr_warm_up, own.lr_decay, own.sparsity_warm_up)
-    return Training(saes, schedule, own.follow_level, own.n_checkpoints)
+    return Training(saes, schedule, own.follow_level, own.n_checkpoints, sample)
 
 
 def write_sae(directory: Path, sae: SAE, store: Store, facts: dict[str, Any]) -> None:
     """One level, folded to raw activations."""
-    weights = fold({name: weight.cpu() for name, weight in sae.weights().items()}, store.mean, store.scale)
+    weights = fold({name: weight.cpu() for name, weight in sae.export().items()}, store.mean, store.scale)
     save_sae(
         directory,
         sae.architecture,
@@ -132,6 +137,7 @@ def write(arm: str, chosen: Settings, training: Training, store: Store, resume: 
     identity = {"arm": arm, "variant": chosen.arm.variant, "activations": chosen.arm.activations, "seed": chosen.seed}
     identity |= {"sparsity_name": name}
     for level, (sae, row) in enumerate(zip(training.saes, training.latest(), strict=True)):
+        sae.settle(training.sample)
         facts = {**identity, "level": level, "sparsity": sae.sparsity, "step": training.done, "mean_l0": row.l0}
         write_sae(directory / f"level-{level}", sae, store, facts)
     followed = directory / f"level-{own.follow_level}" / "checkpoints"
@@ -164,14 +170,15 @@ def main(arm: str, seed: str) -> None:
     keep_freed_memory()
     store = open_store(chosen.arm.activations)
     on = device()
-    training = prepare(chosen, store.d_in, n_steps(chosen.train, store.n_rows("train")), on)
+    mean = store.mean.to(on)
+    sample = store.rows("validation", 0, min(SETTLED_ON, store.n_rows("validation"))).to(on)
+    training = prepare(chosen, sample.sub_(mean).div_(store.scale), n_steps(chosen.train, store.n_rows("train")))
     steps, size = training.schedule.n_steps, chosen.train.batch_size
     stage = f"train@{arm}-{chosen.seed}"
     key = fingerprint((arm, chosen.seed, chosen.train, chosen.arm, on), [store.directory / "index.json"])
     with Resume(stage, key) as resume:
         if (state := resume.load()) is not None:
             training.restore(state)
-        mean = store.mean.to(on)
         batches = normalised_batches(
             store, mean, store.scale, seed=chosen.seed, size=size, first=training.done, stop=steps
         )

@@ -230,6 +230,10 @@ def data(dictionary: torch.Tensor, n: int, rng: np.random.Generator) -> torch.Te
         ("topk", {"k": [4]}, 0.93),
         ("relu", {"l1_coefficient": [0.2]}, 0.93),
         ("jump_relu", {"l0_coefficient": [0.03], "bandwidth": 0.2, "initial_threshold": 0.1}, 0.93),
+        ("batch_topk", {"k": [4]}, 0.93),
+        ("matryoshka", {"k": [4], "groups": [0.25, 0.25]}, 0.9),
+        ("gated", {"l1_coefficient": [0.4]}, 0.93),
+        ("p_anneal", {"l1_coefficient": [0.2]}, 0.93),
         ("frozen_decoder", {"k": [4]}, 0.0),
     ],
 )
@@ -244,6 +248,7 @@ def test_recovers_an_orthogonal_dictionary(name: str, own: dict, least: float) -
     for step in range(n_steps):
         part = 256 * step % len(x)
         lr = 3e-3 * min(1.0, (step + 1) / 10, (n_steps - step) / 100)
+        sae.advance(step / n_steps)
         sae.step(x[part : part + 256], lr, min(1.0, step / 50))
     end = match(sae.W_dec.detach(), dictionary).mcc
     assert end > least

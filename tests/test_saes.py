@@ -18,6 +18,11 @@ OWN = {
     "topk": {"k": [4], "aux_coefficient": 0.03125},
     "frozen_decoder": {"k": [4], "aux_coefficient": 0.03125},
     "relu": {"l1_coefficient": [0.05]},
+    "p_anneal": {"l1_coefficient": [0.05], "p_end": 0.2},
+    "gated": {"l1_coefficient": [0.05]},
+    "batch_topk": {"k": [4], "aux_coefficient": 0.03125},
+    "matryoshka": {"k": [4], "aux_coefficient": 0.03125, "groups": [0.125, 0.25]},
+    "soft_frozen": {"k": [4], "aux_coefficient": 0.03125, "min_cosine": 0.8},
     "jump_relu": {"l0_coefficient": [0.01], "bandwidth": 0.2, "initial_threshold": 0.1},
 }
 D_IN, D_SAE = 12, 24
@@ -53,7 +58,7 @@ def perturb(sae: SAE, seed: int = 2) -> None:
 
 def exported(sae: SAE, directory: Path, mean: torch.Tensor, scale: float):
     k = int(sae.sparsity) if sae.architecture == "topk" else None
-    save_sae(directory, sae.architecture, fold(sae.weights(), mean, scale), k=k)
+    save_sae(directory, sae.architecture, fold(sae.export(), mean, scale), k=k)
     return load_sae(directory)
 
 
@@ -176,9 +181,10 @@ def test_file_holds_the_exact_tensors_and_gives_the_same_codes_on_raw_activation
     sae, mean, scale = build(name, directions()), torch.linspace(-3, 3, D_IN), 7.5
     for i in range(20):
         sae.step(batch(seed=i), 3e-3, 1.0)
+    x = batch(seed=50)
+    sae.settle(x)
     read = exported(sae, tmp_path, mean, scale)
     assert sorted(load(tmp_path / "sae_weights.safetensors")) == sorted(TENSORS[sae.architecture])
-    x = batch(seed=50)
     raw = x * scale + mean
     feature_acts = read.encode(raw)
     assert feature_acts.shape == (len(x), D_SAE)
@@ -191,7 +197,7 @@ def test_file_holds_the_exact_tensors_and_gives_the_same_codes_on_raw_activation
     assert torch.equal((feature_acts > 0).any(0), losses.fired)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", sorted({*VARIANTS} - {"matryoshka"}))  # whose features have an order
 def test_permuting_features_permutes_the_result(name: str) -> None:
     order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(9))
     one, other = build(name, directions(), 60), build(name, directions()[order], 60)

@@ -44,6 +44,9 @@ TRAIN = {
 }
 SAES = {
     "topk": {"variant": "topk", "activations": "main", "k": [2, 4], "aux_coefficient": 0.03125},
+    "batch": {"variant": "batch_topk", "activations": "main", "k": [2, 4], "aux_coefficient": 0.03125},
+    "gated": {"variant": "gated", "activations": "main", "l1_coefficient": [0.05, 0.2]},
+    "anneal": {"variant": "p_anneal", "activations": "main", "l1_coefficient": [0.05, 0.2], "p_end": 0.2},
     "frozen": {"variant": "frozen_decoder", "activations": "main", "k": [2, 4], "aux_coefficient": 0.03125},
     "relu": {"variant": "relu", "activations": "main", "l1_coefficient": [0.02, 0.1], "lr": 0.01},
     "jump": {
@@ -67,9 +70,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     x = (rng.random((ROWS, 12)) < 0.2) @ rng.standard_normal((12, D_IN)) * 3 + 5
     identity = {"model": "tiny", "commit": None, "revision": "main", "hook_name": "blocks.2.hook_resid_post"}
     identity |= {"layer": 2, "d_in": D_IN, "dtype": "float32", "n_ctx": 64, "seed": 0, "permutation": {}}
-    writer = StoreWriter(tmp_path / "data/activations/main", identity, {"train": ROWS}, 400)
-    writer.prepare("train")
-    writer.scatter("train", np.arange(ROWS), torch.from_numpy(x).float(), np.arange(1, ROWS + 1))
+    writer = StoreWriter(tmp_path / "data/activations/main", identity, {"train": ROWS, "validation": 100}, 400)
+    for split, n in (("train", ROWS), ("validation", 100)):
+        writer.prepare(split)
+        writer.scatter(split, np.arange(n), torch.from_numpy(x[:n]).float(), np.arange(1, n + 1))
     writer.finish({}, lambda state: None)
     return tmp_path
 
@@ -181,7 +185,7 @@ def test_last_checkpoint_is_the_sae_before_folding(arm: str, project: Path) -> N
     assert all(tensor.dtype == torch.float16 for tensor in last.values())
     assert torch.equal(last["W_dec"], sae.W_dec.half())
     assert torch.allclose(last["b_dec"].float() * store.scale + store.mean, sae.b_dec, atol=0.01)
-    assert ("threshold" in last) == (arm == "jump")
+    assert ("threshold" in last) == (arm in ("jump", "batch", "gated"))
 
 
 def test_loss_on_all_data_is_its_fvu(project: Path) -> None:
@@ -204,7 +208,7 @@ def test_arms_and_levels_of_a_seed_start_alike_and_seeds_do_not(project: Path) -
         first.append(tensors.load(path)["W_dec"])
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
-    prepared = train.prepare(train.settings("relu", "0"), D_IN, 30, torch.device("cpu"))
+    prepared = train.prepare(train.settings("relu", "0"), torch.zeros(4, D_IN), 30)
     assert torch.equal(prepared.saes[0].W_enc, prepared.saes[1].W_enc)
 
 
@@ -330,12 +334,10 @@ def test_every_setting_of_the_section_changes_the_outcome(project: Path) -> None
     train.main("topk", "0")
     assert contents(project / "data/train/topk/seed-0") != whole
     configure(train__dead_share=0.9, train__dead_tokens=1)
-    few = train.prepare(train.settings("topk", "0"), D_IN, 30, torch.device("cpu"))
+    few = train.prepare(train.settings("topk", "0"), torch.zeros(4, D_IN), 30)
     assert {sae.dead_tokens for sae in few.saes} == {810}
     configure(train__lr=0.1)
-    lrs = [
-        train.prepare(train.settings(arm, "0"), D_IN, 30, torch.device("cpu")).schedule.lr for arm in ("topk", "relu")
-    ]
+    lrs = [train.prepare(train.settings(arm, "0"), torch.zeros(4, D_IN), 30).schedule.lr for arm in ("topk", "relu")]
     assert lrs == [0.1, 0.01]
 
 
@@ -402,7 +404,7 @@ def test_stretches_end_where_something_is_due(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(training, "HISTORY_ROWS", 2)  # rows after steps 15 and 30
     own = topk.SAEParams(variant="topk", activations="main", k=[2], aux_coefficient=0.0)
     sae = topk.Variant(own, 2, random_directions(D_SAE, D_IN, torch.Generator()), 100)
-    whole = training.Training([sae], Schedule(30, 0.01, 0.0, 0.0, 0.0), 0, 5)
+    whole = training.Training([sae], Schedule(30, 0.01, 0.0, 0.0, 0.0), 0, 5, torch.zeros(4, D_IN))
     assert whole.checkpoints == [0, 1, 3, 9, 30]
     batches = iter(torch.zeros(30, 4, D_IN).unbind())
     lengths = []
@@ -410,3 +412,11 @@ def test_stretches_end_where_something_is_due(monkeypatch: pytest.MonkeyPatch) -
         lengths.append(len(stretch))
         whole.done += len(stretch)
     assert lengths == [1, 2, 6, 6, 8, 7]
+
+
+def test_batch_topk_is_saved_with_the_threshold_that_gives_its_l0_on_validation(project: Path) -> None:
+    train.main("batch", "0")
+    for level, k in enumerate((2, 4)):
+        sae = load_sae(project / f"data/train/batch/seed-0/level-{level}")
+        feature_acts = sae.encode(open_store("main").rows("validation", 0, 100))
+        assert float((feature_acts > 0).float().sum(1).mean()) == pytest.approx(k, abs=0.02)

@@ -16,6 +16,7 @@ u = 2^-9 of bfloat16: two rounded factors and a rounded sum are off by at most 3
 Sums run over sorted pairs, in one order, so equal inputs give equal bits.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -201,13 +202,21 @@ def largest_pairs(sae: SAE, x: Float[Tensor, "token d_in"], k: int) -> Pairs:
     return of_rows(chosen[:, :k], kept)
 
 
-def pairs_above(sae: SAE, x: Float[Tensor, "token d_in"], threshold: Float[Tensor, " d_sae"]) -> Pairs:
-    """All pairs with z > threshold, and with coarse pre-activations a few just below it."""
+def pairs_above(
+    sae: SAE,
+    x: Float[Tensor, "token d_in"],
+    threshold: Float[Tensor, " d_sae"] | Callable[[Float[Tensor, "token d_sae"]], Float[Tensor, " d_sae"]],
+) -> Pairs:
+    """All pairs with z > threshold, and with coarse pre-activations a few just below it.
+
+    A threshold that depends on z is called with numbers that are z or, where it is coarse, less.
+    """
     z = coarse_pre(sae, x)
     if sae.encoder_dtype is None:
-        return Pairs(*above(z, threshold))
-    margin = x.norm(dim=1).mul_(ROUNDING * float(sae.W_enc.detach().norm(dim=0).max()))
-    first, feature, _ = above(z.add_(margin[:, None]), threshold)
+        return Pairs(*above(z, threshold(z) if callable(threshold) else threshold))
+    margin = x.norm(dim=1).mul_(ROUNDING * float(sae.W_enc.detach().norm(dim=0).max()))[:, None]
+    limit = threshold(z - margin) if callable(threshold) else threshold
+    first, feature, _ = above(z.add_(margin), limit)
     return Pairs(first, feature, exact_pre(sae, x, first, feature))
 
 

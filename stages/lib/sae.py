@@ -141,6 +141,16 @@ class SAE:
     def constrain_(self) -> None:
         """Bring weights that only this variant has back into their range after a step."""
 
+    def advance(self, progress: float) -> None:
+        """What changes with the share of the training that is done, before a step."""
+
+    def settle(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Set what inference needs and training does not, from validation activations."""
+
+    def export(self) -> dict[str, Tensor]:
+        """The weights of inference, as `architecture` has them, detached."""
+        return self.weights()
+
     def hidden_pre(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
         """Pre-activations z = (x - b_dec) W_enc + b_enc."""
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)

@@ -119,8 +119,17 @@ class Interruption:
 class Training:
     """The SAEs of one arm and seed, one a level, and all that changes while they train."""
 
-    def __init__(self, saes: list[SAE], schedule: Schedule, followed: int, n_checkpoints: int) -> None:
+    def __init__(
+        self,
+        saes: list[SAE],
+        schedule: Schedule,
+        followed: int,
+        n_checkpoints: int,
+        sample: Float[Tensor, "token d_in"],
+    ) -> None:
         self.saes, self.schedule, self.followed = saes, schedule, followed
+        self.sample = sample
+        """Validation activations, on which what inference needs is set."""
         self.checkpoints = checkpoint_steps(schedule.n_steps, n_checkpoints)
         self.done = 0
         """Steps."""
@@ -147,6 +156,7 @@ class Training:
 
     def _train_level(self, batches: list[Float[Tensor, "token d_in"]], level: int) -> None:
         for step, x in enumerate(batches, self.done):
+            self.saes[level].advance(step / self.schedule.n_steps)
             losses = self.saes[level].step(x, self.schedule.lr_at(step), self.schedule.sparsity_at(step))
             found = torch.stack([losses.fvu, losses.l0, losses.sparsity, losses.auxiliary])
             self._sums[level].add_(found)
@@ -171,7 +181,8 @@ class Training:
     def keep_checkpoint(self, resume: Resume) -> None:
         """Put the followed SAE by, in half precision, if this is a step for it."""
         if self.done in self.checkpoints:
-            weights = self.saes[self.followed].weights()
+            self.saes[self.followed].settle(self.sample)
+            weights = self.saes[self.followed].export()
             resume.save({name: weight.half().cpu() for name, weight in weights.items()}, f"step-{self.done:08d}")
 
     def state(self) -> dict[str, Any]:

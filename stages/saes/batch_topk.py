@@ -1,0 +1,58 @@
+"""BatchTopK (Bussmann, Leask and Nanda 2024, "BatchTopK Sparse Autoencoders", arXiv:2412.06410, sections 3 and 3.1).
+
+    z = (x - b_dec) W_enc + b_enc                                       [token, d_sae]
+    training    f = max(z, 0) at the k N largest z of a batch of N tokens, else 0
+    inference   f = z where z > threshold, else 0                       threshold: one number, here [d_sae]
+    x_hat = f W_dec + b_dec                                             [token, d_in]
+    L = mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux              (L_aux: `stages.lib.topk`)
+
+A code that depends on the other tokens of its batch is no code of the token, so wherever the SAE is used it is the one
+of inference. The paper averages the smallest active z over batches; here the threshold is the quantile of z on
+validation activations that leaves k active features a token, exactly, so it does not lag behind the weights.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.lib import sae
+from stages.lib.batch_topk import active_share_threshold, batch_gradients, keep_largest
+from stages.lib.topk import TopKParams, auxk
+
+SAEParams = TopKParams
+
+
+class Variant(sae.SAE):
+    """A BatchTopK SAE in training."""
+
+    architecture = "jumprelu"
+    sparsity_name = "k"
+
+    def more_weights(self, decoder: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:
+        """The threshold of inference, which is not trained."""
+        return {"threshold": decoder.new_zeros(len(decoder))}
+
+    @torch.no_grad()
+    def settle(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Set the threshold on validation activations."""
+        self.threshold.fill_(active_share_threshold(self.hidden_pre(x), int(self.sparsity)))
+
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
+        """L."""
+        z = self.hidden_pre(x)
+        feature_acts = keep_largest(z, int(self.sparsity))
+        error = x - self.decode(feature_acts)
+        active = feature_acts > 0
+        return sae.Losses(
+            fvu=error.square().sum() / len(x),
+            sparsity=x.new_zeros(()),
+            auxiliary=self.params.aux_coefficient * auxk(self, z, error, self.dead()),
+            l0=active.sum() / len(x),
+            fired=active.any(0),
+        )
+
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+        """The gradient of L, on a CPU over active features alone."""
+        if x.device.type != "cpu":
+            return super().gradients(x, warm_up)
+        return batch_gradients(self, x, int(self.sparsity), self.params.aux_coefficient)

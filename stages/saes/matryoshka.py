@@ -1,0 +1,116 @@
+"""Matryoshka BatchTopK (Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka SAEs", arXiv:2503.17547).
+
+Nested dictionaries of the first m_1 < ... < m_G = d_sae features share one code f, that of `stages.saes.batch_topk`:
+
+    x_hat^(g) = sum_{i < m_g} f_i W_dec[i] + b_dec              [token, d_in]
+    L = 1/G sum_g mean_n ||x_n - x_hat_n^(g)||^2 + aux_coefficient L_aux(x_hat^(G))
+
+so the first features have to do well without the later ones, which keeps general features from being split up. The
+mean over dictionaries, and not their sum, keeps the learning rate comparable with other methods. The order of features
+has a meaning here.
+"""
+
+from itertools import accumulate
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from stages.lib import sae
+from stages.lib.batch_topk import active_share_threshold, keep_largest, largest_of_batch
+from stages.lib.errors import UserError
+from stages.lib.pairs import add_gradients, decoded, squared, which_fired
+from stages.lib.topk import TopKParams, add_auxk_gradients, auxk
+
+
+class SAEParams(TopKParams):
+    """A level is a k."""
+
+    groups: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1)
+    """Shares of the features that each dictionary adds to the one before; what is left of 1 is the last one's."""
+
+    def check(self, arm: str, d_sae: int) -> None:
+        """Raise a `UserError` for levels or groups that do not fit."""
+        super().check(arm, d_sae)
+        ends = sizes(self.groups, d_sae)
+        if sum(self.groups) >= 1 or any(end <= start for start, end in zip([0, *ends], ends, strict=False)):
+            raise UserError(
+                f"saes.{arm}.groups must be shares of the {d_sae} features that hold at least one feature each and "
+                f"leave some to the last dictionary, not {self.groups}"
+            )
+
+
+def sizes(groups: list[float], d_sae: int) -> list[int]:
+    """m_1, ..., m_G."""
+    return [*(round(share * d_sae) for share in accumulate(groups)), d_sae]
+
+
+class Variant(sae.SAE):
+    """A Matryoshka SAE in training."""
+
+    architecture = "jumprelu"
+    sparsity_name = "k"
+
+    def more_weights(self, decoder: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:
+        """The threshold of inference, which is not trained."""
+        return {"threshold": decoder.new_zeros(len(decoder))}
+
+    @torch.no_grad()
+    def settle(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Set the threshold on validation activations."""
+        self.threshold.fill_(active_share_threshold(self.hidden_pre(x), int(self.sparsity)))
+
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
+        """L; what the smaller dictionaries add to the last one's error counts as auxiliary."""
+        z = self.hidden_pre(x)
+        feature_acts = keep_largest(z, int(self.sparsity))
+        ends = sizes(self.params.groups, self.d_sae)
+        errors = [x - self.b_dec - feature_acts[:, :end] @ self.W_dec[:end] for end in ends]
+        by_group = torch.stack([error.square().sum() for error in errors]) / len(x)
+        active = feature_acts > 0
+        return sae.Losses(
+            fvu=by_group[-1],
+            sparsity=x.new_zeros(()),
+            auxiliary=by_group.mean()
+            - by_group[-1]
+            + self.params.aux_coefficient * auxk(self, z, errors[-1], self.dead()),
+            l0=active.sum() / len(x),
+            fired=active.any(0),
+        )
+
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+        """The gradient of L, on a CPU over active features alone."""
+        if x.device.type != "cpu":
+            return super().gradients(x, warm_up)
+        pairs, codes = largest_of_batch(self, x, int(self.sparsity))
+        active = codes > 0
+        ends = sizes(self.params.groups, self.d_sae)
+        scale = 2 / (len(ends) * len(x))
+        for name in self.trained:
+            getattr(self, name).grad.zero_()
+        hidden_gradient, by_group = torch.zeros_like(codes), []
+        total_error = torch.zeros_like(x)
+        for end in ends:
+            # Features of this dictionary: the others' codes are 0 in it and their slopes are not theirs.
+            inside = pairs.feature < end
+            error, slope = decoded(self, x, pairs, codes * inside)
+            hidden_gradient += slope * inside
+            # Only W_dec: the gradients of the encoder need the sum over dictionaries.
+            add_gradients(self, x, pairs, codes * inside * scale, torch.zeros_like(codes), error)
+            total_error += error
+            by_group.append(squared(error) / len(x))
+        hidden_gradient.mul_(active).mul_(scale)
+        add_gradients(self, x, pairs, torch.zeros_like(codes), hidden_gradient, error)
+        assert self.b_dec.grad is not None and self.b_enc.grad is not None
+        direct = total_error.sum(0).mul_(scale)
+        torch.addmv(direct, self.W_enc.detach(), self.b_enc.grad, alpha=-1, out=self.b_dec.grad)
+        revival = add_auxk_gradients(self, x, error, self.params.aux_coefficient)
+        return sae.Losses(
+            fvu=by_group[-1],
+            sparsity=x.new_zeros(()),
+            auxiliary=torch.stack(by_group).mean() - by_group[-1] + self.params.aux_coefficient * revival,
+            l0=active.sum() / len(x),
+            fired=which_fired(pairs, codes, self.d_sae),
+        )
