@@ -94,7 +94,11 @@ def test_words_follow_the_numbers(inside: Path) -> None:
     contrast = swapped["agreement"]["contrast"]
     contrast["p"] = 0.01
     contrast["difference"] = 0.1
+    swapped["agreement"]["arms"] = {"relu": {"relu": 0.6, "topk": 0.5}, "topk": {"topk": 0.55}}
     assert "the arm does change which features" in text_of(findings.fidelity(own._replace(compare=swapped)))
+    swapped["agreement"]["arms"] = {"relu": {"relu": 0.6, "topk": 0.58}, "topk": {"topk": 0.5}}
+    text = text_of(findings.fidelity(own._replace(compare=swapped)))
+    assert "`topk` agrees with itself (0.500) less than with `relu` (0.580): arms differ in how reproducible" in text
     contrast["p"] = 0.6
     assert "no more, as far as can be told" in text_of(findings.fidelity(own._replace(compare=swapped)))
 

@@ -169,22 +169,40 @@ def _against_reference(results: Results, metric: str) -> str:
     return f"{head}: {numbers}." if clear else f"{head} at p < {SIGNIFICANT}."
 
 
+def _closer_to_others(agreement: dict[str, Any], controls: list[str]) -> list[tuple[str, float, str, float]]:
+    """Arms whose seeds agree less with one another than with another arm: arm, agreement, other arm, agreement."""
+    both = {(one, other): value for one, row in agreement.items() for other, value in row.items()}
+    arms = sorted({arm for pair in both for arm in pair} - {*controls})
+    found = []
+    for arm in arms:
+        others = {other: both.get((arm, other), both.get((other, arm))) for other in arms if other != arm}
+        known = {other: value for other, value in others.items() if value is not None}
+        own = both.get((arm, arm))
+        if own is not None and known and max(known.values()) > own:
+            best = max(known, key=known.__getitem__)
+            found.append((arm, own, best, known[best]))
+    return found
+
+
 def _agreement_text(results: Results) -> Block:
     found = results.compare["agreement"]
     contrast, random, initial = found.get("contrast"), found["random"], found.get("initial")
     if contrast is None:
         return absent("Agreement of dictionaries within and between arms (it takes two arms and two seeds)")
-    clear = contrast["p"] < SIGNIFICANT
-    verdict = {
-        (
-            True,
-            True,
-        ): "Two seeds of one arm agree more than two arms do, so the arm does change which features are learned",
-        (True, False): "The permutation test finds a difference of the other sign than expected",
-    }.get(
-        (clear, contrast["difference"] > 0),
-        "Another arm changes the dictionary no more, as far as can be told, than another seed",
-    )
+    clear, loose = contrast["p"] < SIGNIFICANT, _closer_to_others(found["arms"], results.controls)
+    if clear and contrast["difference"] > 0:
+        verdict = "Two seeds of one arm agree more than two arms do, so the arm does change which features are learned"
+        if loose:
+            verdict = (
+                "Two seeds of one arm agree more than two arms do on average, but "
+                + ", ".join(f"`{arm}` agrees with itself ({own:.3f}) less than with `{other}` ({best:.3f})"
+                            for arm, own, other, best in loose)
+                + ": arms differ in how reproducible their features are at least as much as in which they find"
+            )  # fmt: skip
+    elif clear:
+        verdict = "The permutation test finds a difference of the other sign than expected"
+    else:
+        verdict = "Another arm changes the dictionary no more, as far as can be told, than another seed"
     levels = f"random directions reach {random['mean']:.3f}"
     if initial:
         levels += f", the same seeds before training {initial['mean']:.3f}"
