@@ -4,13 +4,14 @@ Fewer are kept where fewer are positive. Of equal ones the first, by token and t
 """
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stages.lib.pairs import Pairs, decoded, pairs_above, squared, which_fired, write_gradients
+from stages.lib.pairs import Pairs, pairs_above
 from stages.lib.sae import SAE, Losses
 from stages.lib.selection import compiled
-from stages.lib.topk import add_auxk_gradients
+from stages.lib.topk import code_gradients
 
 N_BINS = 4096
 
@@ -74,14 +75,20 @@ def coarse_least(z: Float[Tensor, "token d_sae"], n: int) -> float:
 
 def batch_gradients(sae: SAE, x: Float[Tensor, "token d_in"], k: int, aux_coefficient: float) -> Losses:
     """The gradient of mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux, over active pairs alone."""
-    pairs, codes = largest_of_batch(sae, x, k)
-    error, slope = decoded(sae, x, pairs, codes)
-    active = codes > 0
-    write_gradients(sae, x, pairs, codes, slope.mul_(2 / len(x)).mul_(active), error)
-    return Losses(
-        fvu=squared(error) / len(x),
-        sparsity=x.new_zeros(()),
-        auxiliary=aux_coefficient * add_auxk_gradients(sae, x, error, aux_coefficient),
-        l0=active.sum() / len(x),
-        fired=which_fired(pairs, codes, sae.d_sae),
-    )
+    return code_gradients(sae, x, *largest_of_batch(sae, x, k), aux_coefficient)
+
+
+class BatchSAE(SAE):
+    """An SAE that keeps the largest of a batch in training and has a threshold at inference."""
+
+    architecture = "jumprelu"
+    sparsity_name = "k"
+
+    def more_weights(self, decoder: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:
+        """The threshold of inference, which is not trained."""
+        return {"threshold": decoder.new_zeros(len(decoder))}
+
+    @torch.no_grad()
+    def settle(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Set the threshold on validation activations."""
+        self.threshold.fill_(active_share_threshold(self.hidden_pre(x), int(self.sparsity)))

@@ -115,6 +115,7 @@ class SAE:
         # Rates come with each step.
         self._adam = torch.optim.Adam([self._weights], lr=0.0, fused=True)
         self.tokens_since_fired = torch.zeros(self.d_sae, dtype=torch.int64, device=decoder.device)
+        self.begin(decoder)
 
     W_enc: Tensor
     b_enc: Tensor
@@ -124,6 +125,9 @@ class SAE:
     def more_weights(self, decoder: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:  # noqa: ARG002
         """Initial values of weights that only this variant has; their names must be in `trained` to be trained."""
         return {}
+
+    def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
+        """Set up what only this variant keeps; `decoder` are the initial directions."""
 
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> Losses:
         """The method itself: its losses, differentiable; `warm_up` in [0, 1] scales the sparsity coefficient."""

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from stages.lib.errors import UserError
-from stages.lib.pairs import decoded, largest_pairs, squared, which_fired, write_gradients
+from stages.lib.pairs import Pairs, decoded, largest_pairs, squared, which_fired, write_gradients
 from stages.lib.sae import SAE, Losses, SAEParams
 from stages.lib.selection import top_k
 
@@ -74,7 +74,13 @@ def topk_losses(sae: SAE, x: Float[Tensor, "token d_in"], k: int, aux_coefficien
 def topk_gradients(sae: SAE, x: Float[Tensor, "token d_in"], k: int, aux_coefficient: float) -> Losses:
     """The gradient of `topk_losses`, over active pairs alone (`stages.lib.pairs`)."""
     pairs = largest_pairs(sae, x, k)
-    codes = pairs.z.relu()
+    return code_gradients(sae, x, pairs, pairs.z.relu(), aux_coefficient)
+
+
+def code_gradients(
+    sae: SAE, x: Float[Tensor, "token d_in"], pairs: Pairs, codes: Float[Tensor, " pair"], aux_coefficient: float
+) -> Losses:
+    """The gradient of mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux for a code that is z where it is not 0."""
     error, slope = decoded(sae, x, pairs, codes)
     active = codes > 0
     write_gradients(sae, x, pairs, codes, slope.mul_(2 / len(x)).mul_(active), error)

@@ -11,31 +11,18 @@ of inference. The paper averages the smallest active z over batches; here the th
 validation activations that leaves k active features a token, exactly, so it does not lag behind the weights.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stages.lib import sae
-from stages.lib.batch_topk import active_share_threshold, batch_gradients, keep_largest
+from stages.lib.batch_topk import BatchSAE, batch_gradients, keep_largest
 from stages.lib.topk import TopKParams, auxk
 
 SAEParams = TopKParams
 
 
-class Variant(sae.SAE):
+class Variant(BatchSAE):
     """A BatchTopK SAE in training."""
-
-    architecture = "jumprelu"
-    sparsity_name = "k"
-
-    def more_weights(self, decoder: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:
-        """The threshold of inference, which is not trained."""
-        return {"threshold": decoder.new_zeros(len(decoder))}
-
-    @torch.no_grad()
-    def settle(self, x: Float[Tensor, "token d_in"]) -> None:
-        """Set the threshold on validation activations."""
-        self.threshold.fill_(active_share_threshold(self.hidden_pre(x), int(self.sparsity)))
 
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
         """L."""

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stages.lib import sae
-from stages.lib.batch_topk import active_share_threshold, keep_largest, largest_of_batch
+from stages.lib.batch_topk import BatchSAE, keep_largest, largest_of_batch
 from stages.lib.errors import UserError
 from stages.lib.pairs import add_gradients, decoded, squared, which_fired
 from stages.lib.topk import TopKParams, add_auxk_gradients, auxk
@@ -47,20 +47,8 @@ def sizes(groups: list[float], d_sae: int) -> list[int]:
     return [*(round(share * d_sae) for share in accumulate(groups)), d_sae]
 
 
-class Variant(sae.SAE):
+class Variant(BatchSAE):
     """A Matryoshka SAE in training."""
-
-    architecture = "jumprelu"
-    sparsity_name = "k"
-
-    def more_weights(self, decoder: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:
-        """The threshold of inference, which is not trained."""
-        return {"threshold": decoder.new_zeros(len(decoder))}
-
-    @torch.no_grad()
-    def settle(self, x: Float[Tensor, "token d_in"]) -> None:
-        """Set the threshold on validation activations."""
-        self.threshold.fill_(active_share_threshold(self.hidden_pre(x), int(self.sparsity)))
 
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
         """L; what the smaller dictionaries add to the last one's error counts as auxiliary."""

@@ -46,18 +46,11 @@ class Variant(sae.SAE):
     architecture = "standard"
     sparsity_name = "l1_coefficient"
 
-    def __init__(
-        self,
-        params: SAEParams,
-        sparsity: float | int,
-        decoder: Float[Tensor, "d_sae d_in"],
-        dead_tokens: int,
-        encoder_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, sparsity, decoder, dead_tokens, encoder_dtype)
+    def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
+        """Start with p = 1."""
         self.n_falls = 0
         """How often p has fallen."""
-        self.alpha = torch.tensor(float(sparsity), dtype=decoder.dtype, device=decoder.device)
+        self.alpha = torch.tensor(float(self.sparsity), dtype=decoder.dtype, device=decoder.device)
         self.recent = torch.ones(N_BATCHES, 2, dtype=decoder.dtype, device=decoder.device)
         """E[sum f^p] with the present and the next p, of the last batches."""
         self.n_seen = 0

@@ -37,15 +37,8 @@ class Variant(sae.SAE):
     architecture = "topk"
     sparsity_name = "k"
 
-    def __init__(
-        self,
-        params: SAEParams,
-        sparsity: float | int,
-        decoder: Float[Tensor, "d_sae d_in"],
-        dead_tokens: int,
-        encoder_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, sparsity, decoder, dead_tokens, encoder_dtype)
+    def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
+        """Keep the directions of the start."""
         self.axes = decoder.clone()
 
     def constrain_(self) -> None:
