@@ -30,13 +30,15 @@ from stages.lib.log import Log
 from stages.lib.memory import keep_freed_memory
 from stages.lib.resume import Resume, fingerprint
 from stages.lib.sae import SAE, SAEParams, random_directions
-from stages.lib.saelens import fold, save_sae
+from stages.lib.saelens import fold, load_sae, save_sae
 from stages.lib.seeds import integer
 from stages.lib.store import Store, open_store
 from stages.lib.training import Row, Schedule, Training, train
 
-SETTLED_ON = 2**14
-"""Validation activations on which what inference needs is set, such as the threshold of BatchTopK."""
+N_BLOCKS, BLOCK_ROWS = 64, 256
+"""Of validation activations, spread evenly, on which L0 is measured and the threshold of BatchTopK set."""
+NEAR = 0.03
+"""Of a wanted L0, the share by which the one that is reached may be off without a word."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -66,7 +68,6 @@ class Settings(NamedTuple):
 
     train: TrainParams
     arm: SAEParams
-    levels: list[int] | list[float]
     variant: ModuleType
     seed: int
 
@@ -79,15 +80,14 @@ def settings(arm: str, seed: str) -> Settings:
     variant = plugins.load("saes", name, f"saes.{arm}.variant")
     arm_params: SAEParams = params.check(f"saes.{arm}", raw, variant.SAEParams)
     arm_params.check(arm, own.d_sae)
-    levels = getattr(arm_params, variant.Variant.sparsity_name)
-    if own.follow_level >= len(levels):
+    if own.follow_level >= len(arm_params.levels):
         raise UserError(
-            f"train.follow_level must be below the {len(levels)} levels of "
-            f"saes.{arm}.{variant.Variant.sparsity_name}, not {own.follow_level}"
+            f"train.follow_level must be below the {len(arm_params.levels)} levels of "
+            f"saes.{arm}.{arm_params.level_name}, not {own.follow_level}"
         )
     if not seed.isdecimal():
         raise UserError(f"the seed must be a whole number from 0 on, not {seed!r}")
-    return Settings(own, arm_params, levels, variant, int(seed))
+    return Settings(own, arm_params, variant, int(seed))
 
 
 def n_steps(own: TrainParams, n_rows: int) -> int:
@@ -110,10 +110,31 @@ def prepare(chosen: Settings, sample: Float[Tensor, "token d_in"], steps: int) -
     decoder = random_directions(own.d_sae, d_in, generator).to(on)
     dead_tokens = max(own.dead_tokens, round(own.dead_share * steps * own.batch_size))
     coarse = torch.bfloat16 if own.encoder == "bfloat16" and on.type == "cpu" else None
-    saes = [chosen.variant.Variant(chosen.arm, level, decoder, dead_tokens, coarse) for level in chosen.levels]
+    saes = [chosen.variant.Variant(chosen.arm, level, decoder, dead_tokens, coarse) for level in chosen.arm.levels]
     lr = own.lr if chosen.arm.lr is None else chosen.arm.lr
     schedule = Schedule(steps, lr, own.lr_warm_up, own.lr_decay, own.sparsity_warm_up)
     return Training(saes, schedule, own.follow_level, own.n_checkpoints, sample)
+
+
+def validation_sample(store: Store) -> Float[Tensor, "token d_in"]:
+    """Raw activations from all over the validation split, which is in text order."""
+    n_rows = store.n_rows("validation")
+    n_blocks = min(N_BLOCKS, -(-n_rows // BLOCK_ROWS))
+    starts = [n_rows * block // n_blocks for block in range(n_blocks)]
+    return torch.cat([store.rows("validation", start, min(start + BLOCK_ROWS, n_rows)) for start in starts])
+
+
+def held_out_l0(directory: Path, store: Store, sample: Float[Tensor, "token d_in"]) -> float:
+    """Active features a token of an SAE that was written, on normalised validation activations."""
+    raw = sample.cpu() * store.scale + store.mean
+    return len(load_sae(directory).active(raw).value) / len(raw)
+
+
+def say_missed(chosen: Settings, found: list[float], log: Log) -> None:
+    """Tell which wanted L0 were not reached."""
+    for level, (wanted, reached) in enumerate(zip(chosen.arm.levels, found, strict=True)):
+        if chosen.arm.level_name == "l0" and abs(reached / wanted - 1) > NEAR:
+            log.say(f"{log.stage}: level {level} has L0 {reached:.2f} on validation activations, wanted was {wanted:g}")
 
 
 def write_sae(directory: Path, sae: SAE, store: Store, facts: dict[str, Any]) -> None:
@@ -123,22 +144,22 @@ def write_sae(directory: Path, sae: SAE, store: Store, facts: dict[str, Any]) ->
         directory,
         sae.architecture,
         weights,
-        k=int(sae.sparsity) if sae.architecture == "topk" else None,
+        k=int(sae.level) if sae.architecture == "topk" else None,
         metadata={"model_name": store.index["model"], "hook_name": store.hook_name, "hook_head_index": None},
         extra=facts,
     )
 
 
-def write(arm: str, chosen: Settings, training: Training, store: Store, resume: Resume) -> None:
-    """All outputs, from the finished training."""
+def write(arm: str, chosen: Settings, training: Training, store: Store, resume: Resume) -> list[float]:
+    """All outputs, from the finished training; returns the L0 of each level on validation activations."""
     directory = cell(arm, chosen.seed)
     shutil.rmtree(directory, ignore_errors=True)
-    own, name = chosen.train, chosen.variant.Variant.sparsity_name
+    own, name = chosen.train, chosen.arm.level_name
     identity = {"arm": arm, "variant": chosen.arm.variant, "activations": chosen.arm.activations, "seed": chosen.seed}
     identity |= {"sparsity_name": name}
     for level, (sae, row) in enumerate(zip(training.saes, training.latest(), strict=True)):
         sae.settle(training.sample)
-        facts = {**identity, "level": level, "sparsity": sae.sparsity, "step": training.done, "mean_l0": row.l0}
+        facts = {**identity, "level": level, "sparsity": sae.level, "step": training.done, "mean_l0": row.l0}
         write_sae(directory / f"level-{level}", sae, store, facts)
     followed = directory / f"level-{own.follow_level}" / "checkpoints"
     for step in training.checkpoints:
@@ -160,8 +181,10 @@ def write(arm: str, chosen: Settings, training: Training, store: Store, resume: 
         "d_in": store.d_in,
         "d_sae": own.d_sae,
     }
-    levels = {"levels": chosen.levels, "follow_level": own.follow_level}
+    found = [held_out_l0(directory / f"level-{level}", store, training.sample) for level in range(len(training.saes))]
+    levels = {"levels": chosen.arm.levels, "follow_level": own.follow_level, "validation_l0": found}
     write_json(directory / "train.json", {**identity, **sizes, **levels})
+    return found
 
 
 def main(arm: str, seed: str) -> None:
@@ -171,7 +194,7 @@ def main(arm: str, seed: str) -> None:
     store = open_store(chosen.arm.activations)
     on = device()
     mean = store.mean.to(on)
-    sample = store.rows("validation", 0, min(SETTLED_ON, store.n_rows("validation"))).to(on)
+    sample = validation_sample(store).to(on)
     training = prepare(chosen, sample.sub_(mean).div_(store.scale), n_steps(chosen.train, store.n_rows("train")))
     steps, size = training.schedule.n_steps, chosen.train.batch_size
     stage = f"train@{arm}-{chosen.seed}"
@@ -184,7 +207,7 @@ def main(arm: str, seed: str) -> None:
         )
         with Log(stage, steps, "steps", training.done) as log:
             train(training, batches, resume, log)
-        write(arm, chosen, training, store, resume)
+            say_missed(chosen, write(arm, chosen, training, store, resume), log)
         resume.clear()
 
 

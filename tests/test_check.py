@@ -52,7 +52,7 @@ def test_the_committed_settings_are_right(change):
         ("tokens.n_ctx", 1, "tokens.n_ctx is 1"),
         ("activations.site", "hook_resid_pots", "hook_resid_post"),
         ("activations.revisions", [], "activations.revisions"),
-        ("saes.topk.k", [8, 16, 9999], "saes.topk.k must be between 1 and d_sae = 512, not 9999"),
+        ("saes.topk.k", [8, 16, 9999], "saes.topk.k must be whole numbers between 1 and d_sae = 512, not 9999"),
         ("saes.topk.variant", "tok", "did you mean 'topk'"),
         ("saes.topk.activations", "untraind", "saes.topk.activations is 'untraind'.*did you mean 'untrained'"),
         ("saes.relu.l1_coefficient", [], "saes.relu.l1_coefficient"),

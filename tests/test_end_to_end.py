@@ -179,7 +179,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("train.batch_size", 0, "train.batch_size is 0: input should be greater than 0"),
     ("train.seeds", [0, "one"], "train.seeds.1 is 'one': input should be a valid integer"),
     ("train.follow_level", 3, "train.follow_level must be below the 3 levels of saes.topk.k, not 3"),
-    ("saes.topk.k", [2, 4, 65], "saes.topk.k must be between 1 and d_sae = 64, not 65"),
+    ("saes.topk.k", [2, 4, 65], "saes.topk.k must be whole numbers between 1 and d_sae = 64, not 65"),
     ("saes.topk.variant", "topq", "saes.topk.variant is 'topq', but stages/saes/ has no such file; did you mean"),
     ("compare.reference", "relu", "compare.reference has 'relu', which is no arm of saes"),
     ("compare.controls", ["untraned"], "compare.controls has 'untraned', which is no arm of saes; did you mean"),

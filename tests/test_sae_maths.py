@@ -143,7 +143,7 @@ def test_threshold_gradient_of_the_code_is_that_of_its_expectation() -> None:
     jump = plugins.load("saes", "jump_relu", "saes.x.variant")
     z = torch.randn(1_000_000, 1, generator=generator("density"))
     threshold = torch.tensor([0.5], requires_grad=True)
-    jump.JumpReLU.apply(z, threshold, 0.2).mean().backward()
+    jump.JumpReLU.apply(z, threshold, 0.2, False).mean().backward()
     assert float(threshold.grad) == pytest.approx(-0.5 * np.exp(-0.125) / np.sqrt(2 * np.pi), rel=0.02)
 
 

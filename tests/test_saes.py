@@ -1,6 +1,7 @@
 """The contract of every file in `stages/saes/`: sparse non-negative codes, right gradients, exact files.
 
-Arms are built from the smallest settings that a variant accepts; a variant with settings of its own adds them to `OWN`.
+Arms are built from the smallest settings that a variant accepts; a variant with settings of its own adds them to `OWN`,
+and so does every other form of it.
 """
 
 from pathlib import Path
@@ -13,27 +14,48 @@ from stages.lib.sae import SAE, random_directions
 from stages.lib.saelens import TENSORS, fold, load_sae, save_sae
 from stages.lib.tensors import load
 
-VARIANTS = plugins.names("saes")
 OWN = {
     "topk": {"k": [4], "aux_coefficient": 0.03125},
     "frozen_decoder": {"k": [4], "aux_coefficient": 0.03125},
     "relu": {"l1_coefficient": [0.05]},
+    "relu with free norms": {"variant": "relu", "l1_coefficient": [0.05], "decoder_norm": "free"},
+    "relu of a wanted L0": {"variant": "relu", "l0": [5.0]},
     "p_anneal": {"l1_coefficient": [0.05], "p_end": 0.2},
     "gated": {"l1_coefficient": [0.05]},
     "batch_topk": {"k": [4], "aux_coefficient": 0.03125},
     "matryoshka": {"k": [4], "aux_coefficient": 0.03125, "groups": [0.125, 0.25]},
     "soft_frozen": {"k": [4], "aux_coefficient": 0.03125, "min_cosine": 0.8},
+    "pca_topk": {"k": [4]},
     "jump_relu": {"l0_coefficient": [0.01], "bandwidth": 0.2, "initial_threshold": 0.1},
+    "jump_relu with a quadratic loss": {
+        "variant": "jump_relu",
+        "l0": [5.0],
+        "loss": "quadratic",
+        "bandwidth": 0.2,
+        "initial_threshold": 0.1,
+    },
+    "jump_relu with a tanh loss": {
+        "variant": "jump_relu",
+        "l0_coefficient": [0.02],
+        "loss": "tanh",
+        "bandwidth": 0.2,
+        "initial_threshold": 0.1,
+        "pre_act_coefficient": 0.1,
+    },
 }
+"""Settings by form; a form is called as its variant, unless it says which it is of."""
+FORMS = [*OWN]
+TRAINED = [form for form in OWN if form != "pca_topk"]
 D_IN, D_SAE = 12, 24
 
 
 def build(
     name: str, decoder: torch.Tensor, dead_tokens: int = 10**9, encoder_dtype: torch.dtype | None = None, **settings
 ) -> SAE:
-    module = plugins.load("saes", name, "saes.x.variant")
-    params = module.SAEParams(variant=name, activations="main", **{**OWN[name], **settings})
-    return module.Variant(params, getattr(params, module.Variant.sparsity_name)[0], decoder, dead_tokens, encoder_dtype)
+    own = {"variant": name, **OWN[name], **settings}
+    module = plugins.load("saes", own["variant"], "saes.x.variant")
+    params = module.SAEParams(activations="main", **own)
+    return module.Variant(params, params.levels[0], decoder, dead_tokens, encoder_dtype)
 
 
 def directions(seed: int = 0) -> torch.Tensor:
@@ -57,12 +79,16 @@ def perturb(sae: SAE, seed: int = 2) -> None:
 
 
 def exported(sae: SAE, directory: Path, mean: torch.Tensor, scale: float):
-    k = int(sae.sparsity) if sae.architecture == "topk" else None
+    k = int(sae.level) if sae.architecture == "topk" else None
     save_sae(directory, sae.architecture, fold(sae.export(), mean, scale), k=k)
     return load_sae(directory)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+def test_every_method_is_here() -> None:
+    assert {own.get("variant", form) for form, own in OWN.items()} == set(plugins.names("saes"))
+
+
+@pytest.mark.parametrize("name", [form for form in FORMS if form != "relu with free norms"])
 def test_starts_tied_with_zero_biases(name: str) -> None:
     decoder = directions()
     sae = build(name, decoder)
@@ -71,7 +97,7 @@ def test_starts_tied_with_zero_biases(name: str) -> None:
     assert not sae.b_enc.any() and not sae.b_dec.any()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("dead", ["none", "some", "all"])
 @pytest.mark.parametrize("encoder_dtype", [None, torch.bfloat16])
 def test_gradient_is_that_of_the_losses_in_double_precision(
@@ -93,7 +119,7 @@ def test_gradient_is_that_of_the_losses_in_double_precision(
         assert theirs.any(), f"{weight} gets no gradient"
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradient_replaces_what_was_there(name: str) -> None:
     sae = build(name, directions())
     with torch.no_grad():
@@ -106,7 +132,7 @@ def test_gradient_replaces_what_was_there(name: str) -> None:
         assert torch.equal(gradient, getattr(fresh, weight).grad)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradient_where_nothing_is_active(name: str) -> None:
     fast, plain = build(name, directions(), dead_tokens=1), build(name, directions().double(), dead_tokens=1)
     for sae in (fast, plain):
@@ -124,30 +150,30 @@ def test_gradient_where_nothing_is_active(name: str) -> None:
         assert torch.allclose(mine.double(), theirs, atol=1e-6), weight
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_steps_lower_the_loss_and_keep_the_decoder_at_unit_norm(name: str) -> None:
     sae, x, fvu = build(name, directions()), batch(), []
     before = sae.W_dec.detach().clone()
     for _ in range(30):
         fvu.append(float(sae.step(x, 3e-3, 0.0).fvu))
-        assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(D_SAE), atol=1e-5)
+        assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(D_SAE), atol=1e-5) == sae.unit_norm
     assert fvu[-1] < 0.9 * fvu[0]
     assert torch.equal(sae.W_dec, before) == ("W_dec" not in sae.trained)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_decoder_gradient_is_tangent_and_all_gradients_are_clipped(name: str) -> None:
     sae = build(name, directions())
     sae.step(100 * batch(), 1e-3, 1.0)
     gradients = [getattr(sae, weight).grad for weight in sae.trained]
     assert float(torch.cat([gradient.flatten() for gradient in gradients]).norm()) == pytest.approx(1.0, rel=1e-4)
-    if "W_dec" in sae.trained:
+    if "W_dec" in sae.trained and sae.unit_norm:
         tangent = build(name, directions())
         tangent.step(100 * batch(), 0.0, 1.0)
         assert torch.allclose((tangent.W_dec.grad * tangent.W_dec).sum(1), torch.zeros(D_SAE), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_counts_tokens_since_each_feature_fired(name: str) -> None:
     sae = build(name, directions(), dead_tokens=120)
     with torch.no_grad():
@@ -160,7 +186,7 @@ def test_counts_tokens_since_each_feature_fired(name: str) -> None:
     assert torch.equal(sae.dead(), sae.tokens_since_fired >= 120)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", FORMS)
 def test_same_batches_give_the_same_bits_and_state_goes_on_exactly(name: str) -> None:
     whole, part = build(name, directions(), 100), build(name, directions(), 100)
     for i in range(10):
@@ -176,7 +202,7 @@ def test_same_batches_give_the_same_bits_and_state_goes_on_exactly(name: str) ->
     assert torch.equal(whole.tokens_since_fired, resumed.tokens_since_fired)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", FORMS)
 def test_file_holds_the_exact_tensors_and_gives_the_same_codes_on_raw_activations(name: str, tmp_path: Path) -> None:
     sae, mean, scale = build(name, directions()), torch.linspace(-3, 3, D_IN), 7.5
     for i in range(20):
@@ -197,7 +223,7 @@ def test_file_holds_the_exact_tensors_and_gives_the_same_codes_on_raw_activation
     assert torch.equal((feature_acts > 0).any(0), losses.fired)
 
 
-@pytest.mark.parametrize("name", sorted({*VARIANTS} - {"matryoshka"}))  # whose features have an order
+@pytest.mark.parametrize("name", sorted({*FORMS} - {"matryoshka"}))  # whose features have an order
 def test_permuting_features_permutes_the_result(name: str) -> None:
     order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(9))
     one, other = build(name, directions(), 60), build(name, directions()[order], 60)

@@ -142,7 +142,10 @@ def test_writes_what_it_promises(arm: str, project: Path) -> None:
     assert sorted(contents(directory)) == sorted([*checkpoints, *files, "history.csv", "train.json"])
     section = SAES[arm]
     name = next(key for key in section if isinstance(section[key], list))
-    assert read_json(directory / "train.json") == {
+    facts = read_json(directory / "train.json")
+    held_out = facts.pop("validation_l0")
+    assert len(held_out) == 2 and all(0 < l0 <= D_SAE for l0 in held_out)
+    assert facts == {
         "arm": arm,
         "variant": section["variant"],
         "activations": "main",
@@ -157,7 +160,8 @@ def test_writes_what_it_promises(arm: str, project: Path) -> None:
     }
     table = rows(directory)
     losses = ["loss", "sparsity_loss", "auxiliary_loss"]
-    assert list(table[0]) == ["arm", "level", "seed", "step", "tokens", "fvu", "l0", "dead_fraction", *losses, "lr"]
+    assert list(table[0]) == ["arm", "level", "seed", "step", "tokens", "fvu", "l0", "dead_fraction", *losses, "lr",
+                              "coefficient", "n_resampled"]  # fmt: skip
     assert [(int(row["level"]), int(row["step"])) for row in table] == [
         (level, step) for level in (0, 1) for step in range(1, steps + 1)
     ]
@@ -351,8 +355,8 @@ def test_reads_no_settings_but_its_own(project: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"saes__topk__k": [4, 99]}, r"^saes\.topk\.k must be between 1 and d_sae = 16, not 99$"),
-        ({"saes__topk__k": [0, 4]}, r"^saes\.topk\.k must be between 1 and d_sae = 16, not 0$"),
+        ({"saes__topk__k": [4, 99]}, r"^saes\.topk\.k must be whole numbers between 1 and d_sae = 16, not 99$"),
+        ({"saes__topk__k": [0, 4]}, r"^saes\.topk\.k must be whole numbers between 1 and d_sae = 16, not 0$"),
         ({"saes__topk__k": []}, r"saes\.topk\.k is \[\]: list should have at least 1 item"),
         ({"saes__topk__k": [4]}, r"train\.follow_level must be below the 1 levels of saes\.topk\.k, not 1"),
         ({"saes__topk__variant": "tok"}, r"saes\.topk\.variant is 'tok', but stages/saes/ .* did you mean 'topk'\?"),

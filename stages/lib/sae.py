@@ -19,26 +19,56 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
+from stages.lib.errors import UserError
 from stages.lib.params import Params
 
 MAX_GRADIENT_NORM = 1.0
 
 
 class SAEParams(Params):
-    """What every arm has; variants add their own. Levels are a list whose name is the variant's `sparsity_name`."""
+    """What every arm has; variants add their own.
+
+    A level is a wanted number of active features a token, in `l0`, or what the method has for it, such as k.
+    """
+
+    own_level: ClassVar[str]
+    """The method's own list of levels, which may be given in place of `l0`."""
 
     variant: str
     """A file in `stages/saes/`."""
     activations: str
     """The revision of the language model whose activations are learnt."""
+    l0: list[PositiveFloat] | None = Field(default=None, min_length=1)
+    """Wanted active features a token on held-out activations."""
     lr: PositiveFloat | None = Field(default=None)
     """Learning rate of this arm, where `train.lr` does not suit it."""
 
+    @model_validator(mode="after")
+    def _one_list_of_levels(self) -> "SAEParams":
+        given = [name for name in ("l0", self.own_level) if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"has to list its levels in either l0 or {self.own_level}, not in {len(given)} of them")
+        return self
+
+    @property
+    def level_name(self) -> str:
+        """The setting that lists the levels."""
+        return self.own_level if self.l0 is None else "l0"
+
+    @property
+    def levels(self) -> list[int] | list[float]:
+        """One SAE each."""
+        found: list[int] | list[float] = getattr(self, self.level_name)
+        return found
+
     def check(self, arm: str, d_sae: int) -> None:
-        """Raise a `UserError` for settings that do not fit the width of the dictionary; variants override it."""
+        """Raise a `UserError` for settings that do not fit the width of the dictionary; variants add their own."""
+        for l0 in self.l0 or []:
+            if l0 >= d_sae:
+                raise UserError(f"saes.{arm}.l0 must be below d_sae = {d_sae}, not {l0:g}")
 
 
 class Losses(NamedTuple):
@@ -64,7 +94,7 @@ class SAE:
 
     Args:
         params: the arm's settings.
-        sparsity: the level.
+        level: one of its levels.
         decoder: initial directions, unit rows.
         dead_tokens: a feature is dead when it has not fired on as many tokens.
         encoder_dtype: a coarser type in which a CPU may search for the active features, whose pre-activations are then
@@ -73,20 +103,24 @@ class SAE:
 
     architecture: ClassVar[str]
     """SAELens' name of what inference needs."""
-    sparsity_name: ClassVar[str]
-    """The setting that lists the levels."""
     trained: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec", "b_dec")
+    unit_norm: bool = True
+    """Whether decoder rows are kept at norm 1."""
+    n_resampled: int = 0
+    """Features that were given new weights because they were dead, counted every time."""
     threshold: Tensor
+    coefficient: Tensor | float = 0.0
+    """Weight of the sparsity loss, where there is one."""
 
     def __init__(
         self,
         params: Any,
-        sparsity: float | int,
+        level: float | int,
         decoder: Float[Tensor, "d_sae d_in"],
         dead_tokens: int,
         encoder_dtype: torch.dtype | None = None,
     ) -> None:
-        self.params, self.sparsity, self.dead_tokens, self.encoder_dtype = params, sparsity, dead_tokens, encoder_dtype
+        self.params, self.level, self.dead_tokens, self.encoder_dtype = params, level, dead_tokens, encoder_dtype
         self.d_sae, self.d_in = decoder.shape
         initial = {
             "W_enc": decoder,
@@ -129,6 +163,9 @@ class SAE:
     def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
         """Set up what only this variant keeps; `decoder` are the initial directions."""
 
+    def look_at(self, sample: Float[Tensor, "token d_in"]) -> None:
+        """See validation activations, before the first step."""
+
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> Losses:
         """The method itself: its losses, differentiable; `warm_up` in [0, 1] scales the sparsity coefficient."""
         raise NotImplementedError
@@ -147,6 +184,9 @@ class SAE:
 
     def advance(self, progress: float) -> None:
         """What changes with the share of the training that is done, before a step."""
+
+    def lead(self, losses: Losses, warm_up: float) -> None:
+        """What follows from a step, after it."""
 
     def settle(self, x: Float[Tensor, "token d_in"]) -> None:
         """Set what inference needs and training does not, from validation activations."""
@@ -174,16 +214,23 @@ class SAE:
         self.tokens_since_fired.add_(len(x)).masked_fill_(losses.fired, 0)
         gradient = self._weights.grad
         assert gradient is not None
-        if "W_dec" in self.trained:
+        if "W_dec" in self.trained and self.unit_norm:
             assert self.W_dec.grad is not None
             remove_radial_(self.W_dec.grad, self.W_dec)
         gradient.mul_((MAX_GRADIENT_NORM / gradient.norm()).clamp(max=1.0))
         self._adam.param_groups[0]["lr"] = lr
         self._adam.step()
-        if "W_dec" in self.trained:
+        if "W_dec" in self.trained and self.unit_norm:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
         self.constrain_()
         return losses
+
+    def moments(self, name: str) -> list[Tensor]:
+        """The optimiser's moving averages for a trained weight, in its shape; they change with the next step."""
+        weight = getattr(self, name).detach()
+        place = (weight.shape, weight.stride(), weight.storage_offset())
+        kept = self._adam.state.get(self._weights, {})
+        return [kept[key].as_strided(*place) for key in ("exp_avg", "exp_avg_sq") if key in kept]
 
     def weights(self) -> dict[str, Tensor]:
         """All weights by name, detached; they change with the next step."""

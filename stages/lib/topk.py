@@ -11,6 +11,8 @@ e_hat = f' W_dec with f' = TopK_{k_aux} over D, without bias. Then with e_bar th
 It trains the encoder and the decoder of dead features and nothing else, so b_dec is a constant in it.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, NonNegativeFloat
@@ -22,18 +24,26 @@ from stages.lib.sae import SAE, Losses, SAEParams
 from stages.lib.selection import top_k
 
 
-class TopKParams(SAEParams):
-    """A level is a k."""
+class KParams(SAEParams):
+    """A level is a k; a wanted L0 is the same."""
 
-    k: list[int] = Field(min_length=1)
-    aux_coefficient: NonNegativeFloat
-    """Weight of L_aux; 1/32 in the paper."""
+    own_level: ClassVar[str] = "k"
+    k: list[int] | None = Field(default=None, min_length=1)
 
     def check(self, arm: str, d_sae: int) -> None:
-        """Raise a `UserError` unless every k is between 1 and d_sae."""
-        for k in self.k:
-            if not 1 <= k <= d_sae:
-                raise UserError(f"saes.{arm}.k must be between 1 and d_sae = {d_sae}, not {k}")
+        """Raise a `UserError` unless every k is a whole number between 1 and d_sae."""
+        for k in self.levels:
+            if not 1 <= k <= d_sae or k != int(k):
+                raise UserError(
+                    f"saes.{arm}.{self.level_name} must be whole numbers between 1 and d_sae = {d_sae}, not {k:g}"
+                )
+
+
+class TopKParams(KParams):
+    """A level is a k."""
+
+    aux_coefficient: NonNegativeFloat
+    """Weight of L_aux; 1/32 in the paper."""
 
 
 def keep_top_k(z: Float[Tensor, "token d_sae"], k: int) -> Float[Tensor, "token d_sae"]:

@@ -90,6 +90,10 @@ class Row(NamedTuple):
     auxiliary_loss: float
     lr: float
     """Of the last of the batches."""
+    coefficient: float
+    """Weight of the sparsity loss after the last of the batches; 0 where there is none."""
+    n_resampled: int
+    """Dead features that have got new weights since the start."""
 
 
 class Interruption:
@@ -128,6 +132,8 @@ class Training:
         sample: Float[Tensor, "token d_in"],
     ) -> None:
         self.saes, self.schedule, self.followed = saes, schedule, followed
+        for sae in saes:
+            sae.look_at(sample)
         self.sample = sample
         """Validation activations, on which what inference needs is set."""
         self.checkpoints = checkpoint_steps(schedule.n_steps, n_checkpoints)
@@ -156,8 +162,10 @@ class Training:
 
     def _train_level(self, batches: list[Float[Tensor, "token d_in"]], level: int) -> None:
         for step, x in enumerate(batches, self.done):
+            warm_up = self.schedule.sparsity_at(step)
             self.saes[level].advance(step / self.schedule.n_steps)
-            losses = self.saes[level].step(x, self.schedule.lr_at(step), self.schedule.sparsity_at(step))
+            losses = self.saes[level].step(x, self.schedule.lr_at(step), warm_up)
+            self.saes[level].lead(losses, warm_up)
             found = torch.stack([losses.fvu, losses.l0, losses.sparsity, losses.auxiliary])
             self._sums[level].add_(found)
 
@@ -170,7 +178,10 @@ class Training:
                 raise UserError(
                     f"training diverged at step {self.done} of level {level}: lower the learning rate {lr:g}"
                 )
-            self.history.append(Row(level, self.done, fvu, l0, dead_fraction, loss, sparsity, auxiliary, lr))
+            sae = self.saes[level]
+            losses = (loss, sparsity, auxiliary)
+            row = (fvu, l0, dead_fraction, *losses, lr, float(sae.coefficient), sae.n_resampled)
+            self.history.append(Row(level, self.done, *row))
         self._sums.zero_()
         self._summed = 0
 

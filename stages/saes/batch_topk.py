@@ -27,7 +27,7 @@ class Variant(BatchSAE):
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
         """L."""
         z = self.hidden_pre(x)
-        feature_acts = keep_largest(z, int(self.sparsity))
+        feature_acts = keep_largest(z, int(self.level))
         error = x - self.decode(feature_acts)
         active = feature_acts > 0
         return sae.Losses(
@@ -42,4 +42,4 @@ class Variant(BatchSAE):
         """The gradient of L, on a CPU over active features alone."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
-        return batch_gradients(self, x, int(self.sparsity), self.params.aux_coefficient)
+        return batch_gradients(self, x, int(self.level), self.params.aux_coefficient)

@@ -21,15 +21,14 @@ class Variant(sae.SAE):
     """A TopK SAE whose encoder alone is trained."""
 
     architecture = "topk"
-    sparsity_name = "k"
     trained = ("W_enc", "b_enc", "b_dec")
 
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
         """L."""
-        return topk_losses(self, x, int(self.sparsity), self.params.aux_coefficient)
+        return topk_losses(self, x, int(self.level), self.params.aux_coefficient)
 
     def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
         """The gradient of L, on a CPU over active features alone."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
-        return topk_gradients(self, x, int(self.sparsity), self.params.aux_coefficient)
+        return topk_gradients(self, x, int(self.level), self.params.aux_coefficient)

@@ -14,6 +14,8 @@ The gate opens where exp(r_mag) u + b_mag > b_mag - exp(r_mag) b_enc, so at infe
 paper's appendix E) with W_enc exp(r_mag), bias b_mag and that threshold, or 0 where it is negative; it is saved as one.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveFloat
@@ -21,19 +23,21 @@ from torch import Tensor
 
 from stages.lib import sae
 from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
+from stages.lib.penalty import PenaltyParams, PenaltySAE
 
 
-class SAEParams(sae.SAEParams):
+class SAEParams(PenaltyParams):
     """A level is a weight of the penalty."""
 
-    l1_coefficient: list[PositiveFloat] = Field(min_length=1)
+    own_level: ClassVar[str] = "l1_coefficient"
+    l1_coefficient: list[PositiveFloat] | None = Field(default=None, min_length=1)
 
 
-class Variant(sae.SAE):
+class Variant(PenaltySAE):
     """A gated SAE in training."""
 
     architecture = "jumprelu"
-    sparsity_name = "l1_coefficient"
+    usual_coefficient = 0.25
     trained = ("W_enc", "b_enc", "W_dec", "b_dec", "r_mag", "b_mag")
     r_mag: Tensor
     b_mag: Tensor
@@ -58,7 +62,7 @@ class Variant(sae.SAE):
         active = feature_acts > 0
         return sae.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
-            sparsity=warm_up * self.sparsity * opened.sum() / len(x),
+            sparsity=warm_up * self.coefficient * opened.sum() / len(x),
             auxiliary=(x - by_gate).square().sum() / len(x),
             l0=active.sum() / len(x),
             fired=active.any(0),
@@ -73,7 +77,7 @@ class Variant(sae.SAE):
         scale = self.r_mag.detach().exp()[pairs.feature]
         u = pairs.z - self.b_enc.detach()[pairs.feature]
         codes = (scale * u + self.b_mag.detach()[pairs.feature]).relu_().mul_(is_open)
-        active, weight = codes > 0, warm_up * self.sparsity / len(x)
+        active, weight = codes > 0, warm_up * self.coefficient / len(x)
         error, slope = decoded(self, x, pairs, codes)
         gate_error, gate_slope = decoded(self, x, pairs, opened)
         m_gradient = slope.mul_(2 / len(x)).mul_(active)

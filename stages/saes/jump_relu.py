@@ -13,28 +13,53 @@ with the kernel K(u) = 1 for |u| < 1/2 and b = bandwidth:
 
 The penalty is on z: on f, which is 0 below the threshold, half of the kernel's window would be lost. The threshold is a
 weight itself and not its logarithm, which could move only by a fixed factor in a short training.
+
+`loss` chooses another penalty in place of the one in L, which is `step`:
+
+    quadratic   (L0 / T - 1)^2 with L0 = mean_n sum_i H(z_ni - threshold_i) (Rajamanoharan et al. 2024, appendix on
+                target sparsity); levels are wanted L0 and T, which starts there, is what `stages.lib.penalty` leads
+    tanh        l0_coefficient mean_n sum_i tanh(4 sqrt(d_in) f_ni) (Anthropic, January 2025, "Dictionary Learning
+                Optimization Techniques", transformer-circuits.pub; their activations have mean squared norm d_in).
+                Through f it trains all weights, with df/dz = H(z - threshold) + (threshold / b) K((z - threshold) / b)
+
+and with `pre_act_coefficient` (same source) dead features, which have no gradient otherwise, are pulled back by
+pre_act_coefficient mean_n sum_{i dead} max(threshold_i - z_ni, 0), in which b_dec is a constant.
 """
 
-from typing import Any
+import math
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from stages.lib import sae
+from stages.lib.errors import UserError
 from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
+from stages.lib.penalty import PenaltyParams, PenaltySAE
 
 MIN_THRESHOLD = 1e-6
+TANH_SCALE = 4.0
+"""Of f, for activations of mean squared norm d_in."""
 
 
-class SAEParams(sae.SAEParams):
+class SAEParams(PenaltyParams):
     """A level is a weight of the penalty."""
 
-    l0_coefficient: list[PositiveFloat] = Field(min_length=1)
+    own_level: ClassVar[str] = "l0_coefficient"
+    l0_coefficient: list[PositiveFloat] | None = Field(default=None, min_length=1)
+    loss: Literal["step", "quadratic", "tanh"] = "step"
     bandwidth: PositiveFloat
     """Width b of the window in which pre-activations move the threshold."""
     initial_threshold: PositiveFloat
+    pre_act_coefficient: NonNegativeFloat = 0.0
+
+    def check(self, arm: str, d_sae: int) -> None:
+        """Raise a `UserError` for levels that do not fit the loss."""
+        super().check(arm, d_sae)
+        if self.loss == "quadratic" and self.l0 is None:
+            raise UserError(f"saes.{arm}.loss is quadratic, which needs wanted L0: give l0 and not l0_coefficient")
 
 
 def window(z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -46,18 +71,19 @@ class JumpReLU(torch.autograd.Function):
     """f with its pseudo-derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, to_input: bool) -> Tensor:
         """The product z H(z - threshold)."""
         ctx.save_for_backward(z, threshold)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.to_input = bandwidth, to_input
         return z * (z > threshold)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """df/dz and df/dthreshold."""
         z, threshold = ctx.saved_tensors
-        slope = -(threshold / ctx.bandwidth) * window(z, threshold, ctx.bandwidth)
-        return gradient * (z > threshold), (gradient * slope).sum(0), None
+        jump = gradient * (threshold / ctx.bandwidth) * window(z, threshold, ctx.bandwidth)
+        smooth = gradient * (z > threshold)
+        return smooth + jump if ctx.to_input else smooth, -jump.sum(0), None, None
 
 
 class Step(torch.autograd.Function):
@@ -77,31 +103,60 @@ class Step(torch.autograd.Function):
         return None, -(gradient * window(z, threshold, ctx.bandwidth)).sum(0) / ctx.bandwidth, None
 
 
-class Variant(sae.SAE):
+class Variant(PenaltySAE):
     """A JumpReLU SAE in training."""
 
     architecture = "jumprelu"
-    sparsity_name = "l0_coefficient"
     trained = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+    usual_coefficient = 0.006
 
     def more_weights(self, decoder: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:
         """The threshold."""
         return {"threshold": decoder.new_full((len(decoder),), self.params.initial_threshold)}
 
+    def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
+        """Set T, where the loss has one; its weight is 1."""
+        super().begin(decoder)
+        self.target = torch.full_like(self.coefficient, self.level)
+        if self.params.loss == "quadratic":
+            self.coefficient.fill_(1.0)
+
+    def multiply_(self, factor: Float[Tensor, ""]) -> None:
+        """Strengthen the penalty."""
+        if self.params.loss == "quadratic":
+            self.target.div_(factor)
+        else:
+            super().multiply_(factor)
+
     def constrain_(self) -> None:
         """Keep the threshold positive; clamping it in the loss would take away its gradient at the bound."""
         self.threshold.clamp_(min=MIN_THRESHOLD)
 
+    def saturated(self, feature_acts: Tensor) -> Tensor:
+        """tanh(4 sqrt(d_in) f)."""
+        return (TANH_SCALE * math.sqrt(self.d_in) * feature_acts).tanh()
+
+    def _penalty(self, n_active: Tensor, feature_acts: Tensor) -> Tensor:
+        if self.params.loss == "quadratic":
+            return (n_active / self.target - 1).square()
+        return self.saturated(feature_acts).sum() / len(feature_acts) if self.params.loss == "tanh" else n_active
+
+    def _pull(self, z: Tensor) -> Tensor:
+        """The loss that pulls dead features back."""
+        z = z + (self.b_dec - self.b_dec.detach()) @ self.W_enc  # the same, without a gradient of b_dec
+        below = (self.threshold - z).relu() * self.dead()
+        return below.sum().mul(self.params.pre_act_coefficient / len(z))
+
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
         """L."""
-        z = self.hidden_pre(x)
-        feature_acts = JumpReLU.apply(z, self.threshold, self.params.bandwidth)  # type: ignore[no-untyped-call]
-        steps = Step.apply(z, self.threshold, self.params.bandwidth)  # type: ignore[no-untyped-call]
+        own, z = self.params, self.hidden_pre(x)
+        feature_acts = JumpReLU.apply(z, self.threshold, own.bandwidth, own.loss == "tanh")  # type: ignore[no-untyped-call]
+        steps = Step.apply(z, self.threshold, own.bandwidth)  # type: ignore[no-untyped-call]
         n_active = steps.sum() / len(x)
         return sae.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
-            sparsity=warm_up * self.sparsity * n_active,
-            auxiliary=x.new_zeros(()),
+            sparsity=warm_up * self.coefficient * self._penalty(n_active, feature_acts),
+            auxiliary=self._pull(z) if own.pre_act_coefficient else x.new_zeros(()),
             l0=n_active.detach(),
             fired=(feature_acts > 0).any(0),
         )
@@ -110,23 +165,48 @@ class Variant(sae.SAE):
         """The gradient of L, on a CPU over the pairs that are active or in the threshold's window."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
-        threshold, half = self.threshold.detach(), self.params.bandwidth / 2
+        own, threshold = self.params, self.threshold.detach()
+        half = own.bandwidth / 2
         pairs = pairs_above(self, x, threshold - half)
         limit = threshold[pairs.feature]
         active, near = pairs.z > limit, (pairs.z - limit).abs() < half
         codes = pairs.z * active
         error, slope = decoded(self, x, pairs, codes)
         slope.mul_(2 / len(x))
-        write_gradients(self, x, pairs, codes, slope * active, error)
-        coefficient = warm_up * self.sparsity / len(x)
-        through = torch.bincount(pairs.feature, near * (limit * slope + coefficient), self.d_sae)
+        weight, n_active = warm_up * self.coefficient, active.sum() / len(x)
+        per_active, loss = weight / len(x), weight * n_active
+        if own.loss == "quadratic":
+            miss = n_active / self.target - 1
+            per_active, loss = 2 * weight * miss / self.target / len(x), weight * miss.square()
+        through = near * (limit * slope + per_active)
+        hidden_gradient = slope * active
+        if own.loss == "tanh":
+            bent = self.saturated(codes)
+            slope += TANH_SCALE * math.sqrt(self.d_in) * (1 - bent.square()) * per_active
+            through, loss = near * limit * slope, per_active * bent.sum()
+            hidden_gradient = slope * active + through / own.bandwidth
+        write_gradients(self, x, pairs, codes, hidden_gradient, error)
         assert self.threshold.grad is not None
-        torch.div(through, -self.params.bandwidth, out=self.threshold.grad)
-        n_active = active.sum()
+        torch.div(torch.bincount(pairs.feature, through, self.d_sae), -own.bandwidth, out=self.threshold.grad)
         return sae.Losses(
             fvu=squared(error) / len(x),
-            sparsity=coefficient * n_active,
-            auxiliary=x.new_zeros(()),
-            l0=n_active / len(x),
+            sparsity=loss,
+            auxiliary=self._add_pull_gradients(x),
+            l0=n_active,
             fired=which_fired(pairs, codes, self.d_sae),
         )
+
+    def _add_pull_gradients(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
+        """The loss that pulls dead features back; adds its gradient."""
+        weight, dead = self.params.pre_act_coefficient / len(x), self.dead().nonzero()[:, 0]
+        if not weight or not len(dead):
+            return x.new_zeros(())
+        centred = x - self.b_dec.detach()
+        z = torch.addmm(self.b_enc.detach()[dead], centred, self.W_enc.detach()[:, dead])
+        below = (self.threshold.detach()[dead] - z).relu()
+        pull = (below > 0).to(x.dtype).mul_(weight)
+        assert self.W_enc.grad is not None and self.b_enc.grad is not None and self.threshold.grad is not None
+        self.W_enc.grad.T.index_add_(0, dead, pull.T @ centred, alpha=-1)
+        self.b_enc.grad.index_add_(0, dead, pull.sum(0), alpha=-1)
+        self.threshold.grad.index_add_(0, dead, pull.sum(0))
+        return below.sum().mul_(weight)

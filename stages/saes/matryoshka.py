@@ -21,7 +21,7 @@ from torch import Tensor
 from stages.lib import sae
 from stages.lib.batch_topk import BatchSAE, keep_largest, largest_of_batch
 from stages.lib.errors import UserError
-from stages.lib.pairs import add_gradients, decoded, squared, which_fired
+from stages.lib.pairs import nested_errors, nested_slopes, squared, which_fired, write_bias_gradient, write_sums
 from stages.lib.topk import TopKParams, add_auxk_gradients, auxk
 
 
@@ -53,7 +53,7 @@ class Variant(BatchSAE):
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
         """L; what the smaller dictionaries add to the last one's error counts as auxiliary."""
         z = self.hidden_pre(x)
-        feature_acts = keep_largest(z, int(self.sparsity))
+        feature_acts = keep_largest(z, int(self.level))
         ends = sizes(self.params.groups, self.d_sae)
         errors = [x - self.b_dec - feature_acts[:, :end] @ self.W_dec[:end] for end in ends]
         by_group = torch.stack([error.square().sum() for error in errors]) / len(x)
@@ -72,33 +72,22 @@ class Variant(BatchSAE):
         """The gradient of L, on a CPU over active features alone."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
-        pairs, codes = largest_of_batch(self, x, int(self.sparsity))
-        active = codes > 0
+        pairs, codes = largest_of_batch(self, x, int(self.level))
         ends = sizes(self.params.groups, self.d_sae)
         scale = 2 / (len(ends) * len(x))
-        for name in self.trained:
-            getattr(self, name).grad.zero_()
-        hidden_gradient, by_group = torch.zeros_like(codes), []
-        total_error = torch.zeros_like(x)
-        for end in ends:
-            # Features of this dictionary: the others' codes are 0 in it and their slopes are not theirs.
-            inside = pairs.feature < end
-            error, slope = decoded(self, x, pairs, codes * inside)
-            hidden_gradient += slope * inside
-            # Only W_dec: the gradients of the encoder need the sum over dictionaries.
-            add_gradients(self, x, pairs, codes * inside * scale, torch.zeros_like(codes), error)
-            total_error += error
-            by_group.append(squared(error) / len(x))
-        hidden_gradient.mul_(active).mul_(scale)
-        add_gradients(self, x, pairs, torch.zeros_like(codes), hidden_gradient, error)
-        assert self.b_dec.grad is not None and self.b_enc.grad is not None
-        direct = total_error.sum(0).mul_(scale)
-        torch.addmv(direct, self.W_enc.detach(), self.b_enc.grad, alpha=-1, out=self.b_dec.grad)
-        revival = add_auxk_gradients(self, x, error, self.params.aux_coefficient)
+        errors = nested_errors(self, x, pairs, codes, ends)
+        by_group = torch.stack([squared(error) for error in errors]) / len(x)
+        # A feature is in its own dictionary and in all larger ones, so it sees the sum of their errors.
+        for group in reversed(range(len(ends) - 1)):
+            errors[group] += errors[group + 1]
+        hidden_gradient = nested_slopes(self, pairs, errors, ends).mul_(scale)
+        write_sums(self, x, pairs, codes * scale, hidden_gradient, errors, ends)
+        write_bias_gradient(self, errors[0].sum(0).mul_(scale))
+        revival = add_auxk_gradients(self, x, errors[-1], self.params.aux_coefficient)
         return sae.Losses(
             fvu=by_group[-1],
             sparsity=x.new_zeros(()),
-            auxiliary=torch.stack(by_group).mean() - by_group[-1] + self.params.aux_coefficient * revival,
-            l0=active.sum() / len(x),
+            auxiliary=by_group.mean() - by_group[-1] + self.params.aux_coefficient * revival,
+            l0=x.new_tensor(len(codes) / len(x)),
             fired=which_fired(pairs, codes, self.d_sae),
         )

@@ -9,11 +9,11 @@ so that the penalty stays what it was on the last ten batches:
 
     alpha <- alpha E[sum_i f_i^p_old] / E[sum_i f_i^p_new]
 
-The slope of f^p has no bound at 0, so the penalty is of f + 1e-8 where f > 0.
+The slope of f^p has no bound at 0, so the penalty is of f + 1e-8 where f > 0. alpha is the `coefficient` here.
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stages.lib import sae
 from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
+from stages.lib.penalty import PenaltyParams, PenaltySAE
 
 CONSTANT_SHARE = 0.2
 """Of the training, with p = 1."""
@@ -32,25 +33,26 @@ N_BATCHES = 10
 SMALL = 1e-8
 
 
-class SAEParams(sae.SAEParams):
+class SAEParams(PenaltyParams):
     """A level is the weight of the penalty while p is 1."""
 
-    l1_coefficient: list[PositiveFloat] = Field(min_length=1)
+    own_level: ClassVar[str] = "l1_coefficient"
+    l1_coefficient: list[PositiveFloat] | None = Field(default=None, min_length=1)
     p_end: float = Field(gt=0, lt=1)
     """The last p; 0.2 in the paper."""
 
 
-class Variant(sae.SAE):
+class Variant(PenaltySAE):
     """A ReLU SAE with an annealed penalty in training."""
 
     architecture = "standard"
-    sparsity_name = "l1_coefficient"
+    usual_coefficient = 0.12
 
     def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
         """Start with p = 1."""
+        super().begin(decoder)
         self.n_falls = 0
         """How often p has fallen."""
-        self.alpha = torch.tensor(float(self.sparsity), dtype=decoder.dtype, device=decoder.device)
         self.recent = torch.ones(N_BATCHES, 2, dtype=decoder.dtype, device=decoder.device)
         """E[sum f^p] with the present and the next p, of the last batches."""
         self.n_seen = 0
@@ -62,11 +64,12 @@ class Variant(sae.SAE):
 
     def advance(self, progress: float) -> None:
         """Let p fall when its time has come."""
+        super().advance(progress)
         falls = math.floor((progress - CONSTANT_SHARE) / (1 - CONSTANT_SHARE) * N_STEPS) + 1
         if max(0, min(falls, N_STEPS)) > self.n_falls:
             known = self.recent[: min(self.n_seen, N_BATCHES)].mean(0)
             if self.n_seen and bool((known > 0).all()):
-                self.alpha *= known[0] / known[1]
+                self.multiply_(known[0] / known[1])
             self.n_falls, self.n_seen = self.n_falls + 1, 0
 
     def _remember(self, base: Tensor, p: float, n_tokens: int) -> None:
@@ -85,7 +88,7 @@ class Variant(sae.SAE):
         self._remember(base, p, len(x))
         return sae.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
-            sparsity=warm_up * self.alpha * base.pow(p).sum() / len(x),
+            sparsity=warm_up * self.coefficient * base.pow(p).sum() / len(x),
             auxiliary=x.new_zeros(()),
             l0=active.sum() / len(x),
             fired=active.any(0),
@@ -98,7 +101,7 @@ class Variant(sae.SAE):
         pairs = pairs_above(self, x, torch.zeros_like(self.b_enc))
         codes, p = pairs.z.relu(), self.exponent(self.n_falls)
         active, base = codes > 0, codes + SMALL
-        weight = warm_up * self.alpha / len(x)
+        weight = warm_up * self.coefficient / len(x)
         self._remember(base[active], p, len(x))
         error, slope = decoded(self, x, pairs, codes)
         hidden_gradient = slope.mul_(2 / len(x)).add_(weight * p * base.pow(p - 1)).mul_(active)
@@ -113,12 +116,11 @@ class Variant(sae.SAE):
 
     def state(self) -> dict[str, Any]:
         """All that changes in training."""
-        own = {"alpha": self.alpha, "recent": self.recent, "n_falls": self.n_falls, "n_seen": self.n_seen}
+        own = {"recent": self.recent, "n_falls": self.n_falls, "n_seen": self.n_seen}
         return {**super().state(), **own}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         super().restore(state)
-        self.alpha.copy_(state["alpha"])
         self.recent.copy_(state["recent"])
         self.n_falls, self.n_seen = state["n_falls"], state["n_seen"]

@@ -35,7 +35,6 @@ class Variant(sae.SAE):
     """A TopK SAE whose decoder may turn a little."""
 
     architecture = "topk"
-    sparsity_name = "k"
 
     def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
         """Keep the directions of the start."""
@@ -47,10 +46,10 @@ class Variant(sae.SAE):
 
     def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
         """L."""
-        return topk_losses(self, x, int(self.sparsity), self.params.aux_coefficient)
+        return topk_losses(self, x, int(self.level), self.params.aux_coefficient)
 
     def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
         """The gradient of L, on a CPU over active features alone."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
-        return topk_gradients(self, x, int(self.sparsity), self.params.aux_coefficient)
+        return topk_gradients(self, x, int(self.level), self.params.aux_coefficient)

@@ -1,0 +1,160 @@
+"""What methods with a sparsity penalty share: a weight led to a wanted L0, and new weights for dead features.
+
+A penalty's weight c says little about the L0 that it gives, so a level may be the wanted L0 instead, called T. Then c
+starts at the method's usual value and follows, after every step,
+
+    log c <- log c + GAIN w clamp(log(L0 / T) + log r, -1, 1)       w: the warm-up of the sparsity loss, in [0, 1]
+
+with the L0 of the batch, and r the ratio of the L0 of validation activations to that of the batch, measured every few
+steps and smoothed: features fire more often on text that the SAE has not seen. So the last weights have an L0 of T
+on held-out activations, to within 3 %; the price is a weight that changes while the SAE trains, written to
+`history.csv`. It depends on nothing but the activations, so equal runs stay equal.
+
+Features that are dead may get new weights at given shares of the training (Bricken et al. 2023, "Towards
+Monosemanticity", appendix, "Neuron resampling"): their direction is that of an input that is reconstructed badly,
+drawn in proportion to the square of its squared error, their encoder the same with a fifth of the mean norm of the
+others' encoders; everything else of theirs, the optimiser's moments too, starts afresh.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from stages.lib.sae import SAE, Losses, SAEParams
+from stages.lib.seeds import integer
+
+GAIN = 0.06
+"""Of log c, per step and factor of e in L0."""
+MEASURED_EVERY = 10
+"""Steps between measurements of r."""
+MEASURED_ON = 2048
+"""Validation activations of one measurement."""
+SMOOTHING = 0.2
+"""Weight of a new measurement of log r."""
+LEAST_L0 = 0.1
+"""What smaller L0 count as: their logarithms say nothing."""
+ENCODER_SHARE = 0.2
+"""Norm of a resampled encoder row, as a share of the mean norm of the others."""
+
+
+class PenaltyParams(SAEParams):
+    """What arms with a penalty have."""
+
+    resample_at: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[])
+    """Shares of the training at which dead features get new weights."""
+
+
+class PenaltySAE(SAE):
+    """An SAE in training whose sparsity loss has a weight, `coefficient`."""
+
+    coefficient: Tensor
+    usual_coefficient: ClassVar[float]
+    """Where the weight starts that is led to a wanted L0."""
+
+    def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
+        """Set the weight."""
+        self.is_led = self.params.level_name == "l0"
+        first = self.usual_coefficient if self.is_led else self.level
+        self.coefficient = torch.tensor(first, dtype=decoder.dtype, device=decoder.device)
+        self.log_ratio = torch.zeros_like(self.coefficient)
+        self.n_led = self.n_resamplings = 0
+        self.is_due = False
+        self.sample: Tensor | None = None
+
+    def look_at(self, sample: Float[Tensor, "token d_in"]) -> None:
+        """Keep validation activations, on which L0 is measured."""
+        self.sample = sample
+
+    def lead(self, losses: Losses, warm_up: float) -> None:
+        """Bring the weight nearer to that of the wanted L0."""
+        if not self.is_led:
+            return
+        if self.sample is not None and self.n_led % MEASURED_EVERY == 0:
+            self._measure(losses.l0)
+        self.n_led += 1
+        miss = losses.l0.clamp_min(LEAST_L0).div(self.level).log().add(self.log_ratio).clamp(-1, 1)
+        self.multiply_(miss.mul(GAIN * warm_up).exp())
+
+    def multiply_(self, factor: Float[Tensor, ""]) -> None:
+        """Strengthen the penalty."""
+        self.coefficient.mul_(factor)
+
+    def _measure(self, l0: Float[Tensor, ""]) -> None:
+        assert self.sample is not None
+        turn, n_turns = self.n_led // MEASURED_EVERY, -(-len(self.sample) // MEASURED_ON)
+        held_out = n_active(self.export(), self.sample[turn % n_turns :: n_turns])
+        log_ratio = held_out.clamp_min(LEAST_L0).div(l0.clamp_min(LEAST_L0)).log().to(self.log_ratio)
+        self.log_ratio.lerp_(log_ratio, SMOOTHING if turn else 0.0)
+
+    def advance(self, progress: float) -> None:
+        """See whether dead features are to be resampled before the next step."""
+        self.is_due = self.n_resamplings < sum(share <= progress for share in self.params.resample_at)
+
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "token d_in"], lr: float, warm_up: float) -> Losses:
+        """Train on one batch, after dead features have been resampled from it where that is due."""
+        if self.is_due:
+            self.resample(x)
+        return super().step(x, lr, warm_up)
+
+    def resample(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Give dead features new weights, each from an input of its own; features beyond those stay dead."""
+        self.n_resamplings += 1
+        dead = self.dead().nonzero()[:, 0]
+        errors = self.errors(x).square()
+        dead = dead[: int((errors > 0).sum())]
+        self.n_resampled += len(dead)
+        if not len(dead):
+            return
+        generator = torch.Generator(x.device).manual_seed(integer(self.n_resamplings, "resampling"))
+        inputs = torch.multinomial(errors, len(dead), generator=generator)
+        directions = torch.nn.functional.normalize(x[inputs] - self.b_dec, dim=1)
+        alive = ~self.dead()
+        alive |= ~alive.any()
+        fresh = {name: value[dead] for name, value in self.more_weights(self.W_dec.detach()).items()}
+        fresh["W_dec"] = directions * self.W_dec[alive].norm(dim=1).mean()
+        fresh["W_enc"] = directions * ENCODER_SHARE * self.W_enc[:, alive].norm(dim=0).mean()
+        fresh["b_enc"] = torch.zeros_like(self.b_enc[dead])
+        self.replace_features(dead, fresh)
+        self.tokens_since_fired[dead] = 0
+
+    def errors(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, " token"]:
+        """The squared error of each reconstruction."""
+        weights = self.export()
+        feature_acts = hidden(weights, x)
+        feature_acts = feature_acts * (feature_acts > weights.get("threshold", 0))
+        return (x - weights["b_dec"] - feature_acts @ weights["W_dec"]).square().sum(1)
+
+    def replace_features(self, chosen: Int[Tensor, " feature"], fresh: dict[str, Tensor]) -> None:
+        """Write weights of some features, by feature, over those that they have, and forget the optimiser's moments."""
+        for name, value in fresh.items():
+            for weight, new in ((getattr(self, name).detach(), value), *((m, 0.0) for m in self.moments(name))):
+                by_feature = weight.T if name == "W_enc" else weight
+                by_feature[chosen] = new
+
+    def state(self) -> dict[str, Any]:
+        """All that changes in training."""
+        own = {"coefficient": self.coefficient, "log_ratio": self.log_ratio, "n_led": self.n_led}
+        return {**super().state(), **own, "n_resamplings": self.n_resamplings, "n_resampled": self.n_resampled}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        super().restore(state)
+        self.coefficient.copy_(state["coefficient"])
+        self.log_ratio.copy_(state["log_ratio"])
+        self.n_led, self.n_resamplings = state["n_led"], state["n_resamplings"]
+        self.n_resampled = state["n_resampled"]
+
+
+def hidden(weights: dict[str, Tensor], x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
+    """What is compared with the thresholds: (x - b_dec) W_enc + b_enc, or 0 where it is negative."""
+    return torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"]).relu()
+
+
+def n_active(weights: dict[str, Tensor], x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
+    """Active features a token of the SAE that is exported."""
+    return (hidden(weights, x) > weights.get("threshold", 0)).sum() / len(x)
