@@ -12,7 +12,7 @@ from stages.lib.matching import match
 from stages.lib.params import check
 from stages.lib.sae import random_directions, remove_radial_
 from stages.lib.seeds import integer, numpy_generator
-from stages.lib.selection import above, by_feature, top_k
+from stages.lib.selection import above, top_k
 from stages.lib.topk import auxk, topk_gradients, topk_losses
 
 EYE = torch.eye(2)
@@ -56,12 +56,9 @@ def test_selection_does_not_depend_on_threads(n_threads: int, monkeypatch: pytes
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
     assert torch.equal(top_k(z, 7), torch.topk(z, 7).indices.sort(1).values)
     first, feature, value = above(z, torch.zeros(30))
-    token, column = (z > 0).nonzero().T
+    column = (z > 0).nonzero()[:, 1]
     assert torch.equal(feature, column) and torch.equal(value, z[z > 0])
     assert first.tolist() == [0, *torch.cumsum((z > 0).sum(1), 0).tolist()]
-    ends, tokens, order = by_feature(first, feature, 30)
-    assert ends.tolist() == [0, *torch.cumsum((z > 0).sum(0), 0).tolist()]
-    assert torch.equal(tokens, (z > 0).T.nonzero()[:, 1]) and torch.equal(token[order], tokens)
 
 
 # Losses by hand: W_enc = W_dec = identity, so z = x

@@ -3,26 +3,19 @@
 Fewer are kept where fewer are positive. Of equal ones the first, by token and then by feature, is kept.
 """
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stages.lib.pairs import Pairs, pairs_above
+from stages.lib import search
+from stages.lib.pairs import Pairs, encoder, largest_of, pairs_above
 from stages.lib.sae import SAE, Losses
-from stages.lib.selection import compiled
 from stages.lib.topk import code_gradients
 
-N_BINS = 4096
-
-
-@compiled
-def _histogram(z: np.ndarray, low: float, width: float, counts: np.ndarray) -> None:
-    last = counts.shape[0] - 1
-    for r in range(z.shape[0]):
-        for j in range(z.shape[1]):
-            if z[r, j] > low:
-                counts[min(np.int64((z[r, j] - low) / width), last)] += 1
+N_SAMPLED = 64
+"""Tokens from which the least number that is kept is guessed, ..."""
+SLACK = 1.25
+"""... so that this times as many as are kept lie above it."""
 
 
 def keep_largest(z: Float[Tensor, "token d_sae"], k: int) -> Float[Tensor, "token d_sae"]:
@@ -34,6 +27,9 @@ def keep_largest(z: Float[Tensor, "token d_sae"], k: int) -> Float[Tensor, "toke
 def largest(values: Float[Tensor, " entry"], n: int) -> Bool[Tensor, " entry"]:
     """Where the n largest of the numbers above 0 are, the first of equals."""
     positive = values > 0
+    if values.device.type != "cpu":  # PyTorch's own choice among equals, for which nothing has to wait
+        chosen = torch.topk(values, min(n, len(values)), sorted=False).indices
+        return torch.zeros_like(positive).scatter(0, chosen, True).logical_and(positive)
     if int(positive.sum()) <= n:
         return positive
     least = values.kthvalue(len(values) - n + 1).values
@@ -53,24 +49,25 @@ def active_share_threshold(z: Float[Tensor, "token d_sae"], k: int) -> float:
     return max(0.0, float((above.double() + below.double()) / 2))
 
 
-def largest_of_batch(sae: SAE, x: Float[Tensor, "token d_in"], k: int) -> tuple[Pairs, Tensor]:
-    """Pairs among which the k N largest are, and their codes, which are 0 at the others."""
-    # A first guess at the least of them, from a coarse count; then the exact one among the few that are above it.
-    pairs = pairs_above(sae, x, lambda z: z.new_full((z.shape[1],), coarse_least(z, k * len(x))))
-    return pairs, pairs.z * largest(pairs.z, k * len(x))
+def largest_of_batch(sae: SAE, x: Float[Tensor, "token d_in"], k: int) -> tuple[Pairs, Float[Tensor, " pair"]]:
+    """The pairs that are kept, and their codes."""
+    weights, n = encoder(sae), k * len(x)
+    guess = guessed_least(weights, x, k)
+    for least in (guess, guess / 2, 0.0):
+        pairs = pairs_above(sae, x, torch.full_like(weights.bias, least), weights)
+        # Where enough lie above the guess, the largest are among them; so the result does not depend on it.
+        if int(torch.count_nonzero(pairs.z > least)) >= n:
+            break
+    pairs = largest_of(pairs, n)
+    return pairs, pairs.z
 
 
-def coarse_least(z: Float[Tensor, "token d_sae"], n: int) -> float:
-    """A number, 0 or more, above which at least the n largest positive z lie, and few more."""
-    top = float(z.max())
-    if top <= 0:
-        return 0.0
-    counts = np.zeros(N_BINS, np.int64)
-    _histogram(z.numpy(), 0.0, top / N_BINS, counts)
-    above = counts[::-1].cumsum()[::-1]
-    bins = np.flatnonzero(above >= n)
-    # One bin lower: the division may have put a number into the next bin.
-    return max(0.0, (int(bins[-1]) - 1) * top / N_BINS) if len(bins) else 0.0
+def guessed_least(weights: search.Encoder, x: Float[Tensor, "token d_in"], k: int) -> float:
+    """A number, 0 or more, above which not many more than the k N largest lie, if some tokens are like all."""
+    sample = x[:: max(1, len(x) // N_SAMPLED)]
+    z = torch.mm(sample.to(weights.W.dtype), weights.W).add(weights.bias).flatten()
+    n = int(SLACK * k * len(sample))
+    return max(0.0, search.reached_by(z.numpy(), len(z), n)) if n < len(z) else 0.0
 
 
 def batch_gradients(sae: SAE, x: Float[Tensor, "token d_in"], k: int, aux_coefficient: float) -> Losses:
@@ -82,7 +79,6 @@ class BatchSAE(SAE):
     """An SAE that keeps the largest of a batch in training and has a threshold at inference."""
 
     architecture = "jumprelu"
-    sparsity_name = "k"
 
     def more_weights(self, decoder: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:
         """The threshold of inference, which is not trained."""
@@ -91,4 +87,4 @@ class BatchSAE(SAE):
     @torch.no_grad()
     def settle(self, x: Float[Tensor, "token d_in"]) -> None:
         """Set the threshold on validation activations."""
-        self.threshold.fill_(active_share_threshold(self.hidden_pre(x), int(self.sparsity)))
+        self.threshold.fill_(active_share_threshold(self.hidden_pre(x), int(self.level)))

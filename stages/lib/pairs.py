@@ -8,15 +8,21 @@ code. For pairs p = (n, i) with codes f_p and errors e_n = x_hat_n - x_n, so tha
     dL/dW_dec[i] = sum_{p in i} f_p 2 e_n / N     dL/dW_enc[:, i] = sum_{p in i} dL/dz_p (x_n - b_dec)
     dL/db_enc[i] = sum_{p in i} dL/dz_p           dL/db_dec = sum_n 2 e_n / N - W_enc dL/db_enc
 
-Which pairs are active may be searched in pre-activations of bfloat16 (`coarse_pre`), which cost a third; the
-pre-activations of the pairs themselves are then computed again in full, so the code is exact. The bound on the
-rounding error is from Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1, with unit roundoff
-u = 2^-9 of bfloat16: two rounded factors and a rounded sum are off by at most 3 u |x_n| |W_enc[:, i]|.
+Which pairs are active may be searched in pre-activations of bfloat16 (`stages.lib.search`), which cost half; the
+pre-activations of the pairs themselves are then computed again in full, so the code is exact. Where a threshold says
+which pairs are active, all are looked at that rounding can have put below it: with factors rounded to unit roundoff
+u = 2^-8, independently, the product x_n . W_enc[:, i] is off by a sum of d_in terms with standard deviations below
+2 u |x_nj W_ji| / sqrt(6), together below 2 u ||x_n||_4 ||W_enc[:, i]||_4 / sqrt(6) (Cauchy-Schwarz); six of these and
+the rounding of the product itself are allowed for (rounding errors as random: Higham & Mary 2019, "A New Approach to
+Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41(5), section 2).
+
+Where so many pairs are active that dense products take less time, these are used, for some tokens at a time; it is
+the share of active pairs that decides, product by product.
 
 Sums run over sorted pairs, in one order, so equal inputs give equal bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +30,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stages.lib import search
 from stages.lib.sae import SAE
-from stages.lib.selection import above, by_feature, compiled, over_rows, top_k
+from stages.lib.selection import compiled, over_rows
 
-ROUNDING = 2.0**-7
-"""Of |x_n| |W_enc[:, i]|: more than coarse pre-activations can be off by."""
+ROUNDOFF = 2.0**-8
+"""Of bfloat16."""
+N_DEVIATIONS = 6.0
+"""Of the rounding error of a product, that are allowed for."""
+DENSE_FROM = 0.2
+"""Share of active pairs from which dense products take less time."""
+DENSE_NUMBERS = 2**22
+"""Of a dense code, at a time."""
 
 
 class Pairs(NamedTuple):
@@ -50,6 +63,58 @@ class Decoded(NamedTuple):
 
 
 @compiled
+def _add_rows(out: np.ndarray, rows: np.ndarray, chosen: np.ndarray, weights: np.ndarray, n: np.int64) -> None:
+    """Add sum_p weights_p rows[chosen_p] to `out`; four rows at a time keep the memory busy."""
+    p = 0
+    while p + 4 <= n:
+        f0, f1, f2, f3 = weights[p], weights[p + 1], weights[p + 2], weights[p + 3]
+        a, b, c, d = rows[chosen[p]], rows[chosen[p + 1]], rows[chosen[p + 2]], rows[chosen[p + 3]]
+        for j in range(out.shape[0]):
+            out[j] += f0 * a[j] + f1 * b[j] + f2 * c[j] + f3 * d[j]
+        p += 4
+    while p < n:
+        f0, a = weights[p], rows[chosen[p]]
+        for j in range(out.shape[0]):
+            out[j] += f0 * a[j]
+        p += 1
+
+
+@compiled
+def _products(own: np.ndarray, rows: np.ndarray, chosen: np.ndarray, out: np.ndarray) -> None:
+    """Write out_p = own . rows[chosen_p], four rows at a time."""
+    p, n = 0, chosen.shape[0]
+    while p + 4 <= n:
+        a, b, c, d = rows[chosen[p]], rows[chosen[p + 1]], rows[chosen[p + 2]], rows[chosen[p + 3]]
+        t0 = t1 = t2 = t3 = own.dtype.type(0)
+        for j in range(own.shape[0]):
+            t0 += own[j] * a[j]
+            t1 += own[j] * b[j]
+            t2 += own[j] * c[j]
+            t3 += own[j] * d[j]
+        out[p], out[p + 1], out[p + 2], out[p + 3] = t0, t1, t2, t3
+        p += 4
+    while p < n:
+        a, t0 = rows[chosen[p]], own.dtype.type(0)
+        for j in range(own.shape[0]):
+            t0 += own[j] * a[j]
+        out[p] = t0
+        p += 1
+
+
+@compiled
+def _active(
+    feature: np.ndarray, code: np.ndarray, start: int, stop: int, chosen: np.ndarray, weights: np.ndarray
+) -> np.int64:
+    """Copy the pairs from `start` to `stop` whose code is not 0; how many there are."""
+    n = np.int64(0)
+    for p in range(start, stop):
+        # Written in any case and kept if the place moves on: at random a branch would be mispredicted often.
+        chosen[n], weights[n] = feature[p], code[p]
+        n += np.int64(code[p] != 0)
+    return n
+
+
+@compiled
 def _dots(
     x: np.ndarray,
     rows: np.ndarray,
@@ -60,15 +125,12 @@ def _dots(
     feature: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """out_p = x_n . rows[i] + bias_i."""
+    """Write out_p = x_n . rows[i] + bias_i."""
     for n in range(start, stop):
-        own = x[n]
-        for p in range(first[n], first[n + 1]):
-            other = rows[feature[p]]
-            total = own.dtype.type(0)
-            for j in range(own.shape[0]):
-                total += own[j] * other[j]
-            out[p] = total + bias[feature[p]]
+        begin, end = first[n], first[n + 1]
+        _products(x[n], rows, feature[begin:end], out[begin:end])
+        for p in range(begin, end):
+            out[p] += bias[feature[p]]
 
 
 @compiled
@@ -99,82 +161,163 @@ def _decode(
     first: np.ndarray,
     feature: np.ndarray,
     code: np.ndarray,
-    error: np.ndarray,
+    ends: np.ndarray,
+    errors: np.ndarray,
+    squares: np.ndarray,
     slope: np.ndarray,
 ) -> None:
-    """The error of each token and its product with the directions of the token's pairs."""
+    """For each token the errors of its reconstructions by the features before each end, and the squares of these.
+
+    Then the errors are summed from each end to the last, and a pair's slope is the product of its direction with the
+    sum of its group: while the directions are in the cache. Slopes are left out where there is no memory for them.
+    """
+    n_ends, longest = ends.shape[0], 0
     for n in range(start, stop):
-        own, before = error[n], x[n]
-        for j in range(own.shape[0]):
-            own[j] = b_dec[j] - before[j]
-        for p in range(first[n], first[n + 1]):
-            f = code[p]
-            if f != 0:
-                other = W_dec[feature[p]]
-                for j in range(own.shape[0]):
-                    own[j] += f * other[j]
-        for p in range(first[n], first[n + 1]):
-            other = W_dec[feature[p]]
-            total = own.dtype.type(0)
+        longest = max(longest, first[n + 1] - first[n])
+    chosen, weights = np.empty(longest + 1, np.int64), np.empty(longest + 1, code.dtype)
+    begins = np.empty(n_ends + 1, np.int64)
+    for n in range(start, stop):
+        begins[0] = p = first[n]
+        for g in range(n_ends):
+            own, total = errors[g, n], code.dtype.type(0)
             for j in range(own.shape[0]):
-                total += own[j] * other[j]
-            slope[p] = total
+                own[j] = errors[g - 1, n, j] if g > 0 else b_dec[j] - x[n, j]
+            while p < first[n + 1] and feature[p] < ends[g]:
+                p += 1
+            begins[g + 1] = p
+            _add_rows(own, W_dec, chosen, weights, _active(feature, code, begins[g], p, chosen, weights))
+            for j in range(own.shape[0]):
+                total += own[j] * own[j]
+            squares[n, g] = total
+        for g in range(n_ends - 1, -1, -1):
+            own = errors[g, n]
+            if g < n_ends - 1:
+                for j in range(own.shape[0]):
+                    own[j] += errors[g + 1, n, j]
+            if slope.shape[0] > 0:
+                part = slice(begins[g], begins[g + 1])
+                _products(own, W_dec, feature[part], slope[part])
+
+
+@compiled
+def _by_feature(
+    first: np.ndarray,
+    feature: np.ndarray,
+    weights: np.ndarray,
+    hidden: np.ndarray,
+    ends: np.ndarray,
+    token: np.ndarray,
+    sorted_weights: np.ndarray,
+    sorted_hidden: np.ndarray,
+) -> None:
+    """Counting sort by feature of the pairs with a number that is not 0; a feature's tokens stay in order."""
+    for p in range(feature.shape[0]):
+        ends[feature[p] + 1] += np.int64(weights[p] != 0 or hidden[p] != 0)
+    for i in range(ends.shape[0] - 1):
+        ends[i + 1] += ends[i]
+    place = ends[:-1].copy()
+    for n in range(first.shape[0] - 1):
+        for p in range(first[n], first[n + 1]):
+            if weights[p] != 0 or hidden[p] != 0:
+                q = place[feature[p]]
+                place[feature[p]] = q + 1
+                token[q], sorted_weights[q], sorted_hidden[q] = n, weights[p], hidden[p]
 
 
 @compiled
 def _feature_sums(
-    error: np.ndarray,
+    errors: np.ndarray,
     x: np.ndarray,
     start: int,
     stop: int,
+    group: np.ndarray,
     b_dec: np.ndarray,
     ends: np.ndarray,
     token: np.ndarray,
-    order: np.ndarray,
-    code: np.ndarray,
+    weights: np.ndarray,
     hidden: np.ndarray,
     W_dec: np.ndarray,
     W_enc: np.ndarray,
     b_enc: np.ndarray,
 ) -> None:
-    """For each feature the sums over its pairs: f_p e_n, hidden_p (x_n - b_dec), hidden_p; added to what is there."""
+    """Write for each feature the sums over its pairs: weights_p e_n of its group, hidden_p (x_n - b_dec), hidden_p."""
     for i in range(start, stop):
-        down, up, total = W_dec[i], W_enc[i], b_enc.dtype.type(0)
+        part = slice(ends[i], ends[i + 1])
+        own, up, total = token[part], W_enc[i], b_enc.dtype.type(0)
+        if W_dec.shape[0] > 0:
+            W_dec[i] = 0
+            _add_rows(W_dec[i], errors[group[i]], own, weights[part], own.shape[0])
         for q in range(ends[i], ends[i + 1]):
-            f, h = code[order[q]], hidden[order[q]]
-            if f != 0 or h != 0:
-                there, here = error[token[q]], x[token[q]]
-                for j in range(down.shape[0]):
-                    down[j] += f * there[j]
-                    up[j] += h * here[j]
-                total += h
+            total += hidden[q]
         for j in range(up.shape[0]):
-            up[j] -= total * b_dec[j]
-        b_enc[i] += total
+            up[j] = -total * b_dec[j]
+        _add_rows(up, x, own, hidden[part], own.shape[0])
+        b_enc[i] = total
 
 
-def coarse_pre(sae: SAE, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
-    """Pre-activations in which to search, multiplied in the SAE's `encoder_dtype`."""
-    bias = _bias(sae)
+@compiled
+def _keep(
+    first: np.ndarray,
+    feature: np.ndarray,
+    z: np.ndarray,
+    least: float,
+    n_ties: int,
+    own_first: np.ndarray,
+    own_feature: np.ndarray,
+    own_z: np.ndarray,
+) -> None:
+    """Copy the pairs with z > least, and the first so many with z = least."""
+    m, ties, size = np.int64(0), np.int64(n_ties), own_feature.shape[0] - 1
+    for n in range(first.shape[0] - 1):
+        for p in range(first[n], first[n + 1]):
+            # Written in any case and kept if the place moves on: at random a branch would be mispredicted often.
+            own_feature[min(m, size)], own_z[min(m, size)] = feature[p], z[p]
+            is_tie = z[p] == least and ties > 0
+            ties -= np.int64(is_tie)
+            m += np.int64(z[p] > least or is_tie)
+        own_first[n + 1] = m
+
+
+@compiled
+def _scatter(
+    dense: np.ndarray, begin: int, start: int, stop: int, first: np.ndarray, feature: np.ndarray, value: np.ndarray
+) -> None:
+    """Write pairs of the tokens from `begin` on into rows of zeros."""
+    for r in range(start, stop):
+        dense[r] = 0
+        for p in range(first[begin + r], first[begin + r + 1]):
+            dense[r, feature[p]] = value[p]
+
+
+@compiled
+def _gather(
+    dense: np.ndarray, begin: int, start: int, stop: int, first: np.ndarray, feature: np.ndarray, value: np.ndarray
+) -> None:
+    """Read pairs of the tokens from `begin` on."""
+    for r in range(start, stop):
+        for p in range(first[begin + r], first[begin + r + 1]):
+            value[p] = dense[r, feature[p]]
+
+
+def encoder(sae: SAE) -> search.Encoder:
+    """What is multiplied in a search, in the SAE's `encoder_dtype`."""
     W_enc = sae.W_enc.detach()
-    if sae.encoder_dtype is None:
-        return torch.addmm(bias, x, W_enc)
-    return torch.mm(x.to(sae.encoder_dtype), W_enc.to(sae.encoder_dtype)).add(bias)
-
-
-def _bias(sae: SAE) -> Float[Tensor, " d_sae"]:
-    """b_enc - b_dec W_enc, which makes z = x W_enc + bias."""
-    return torch.addmv(sae.b_enc.detach(), sae.W_enc.detach().T, sae.b_dec.detach(), alpha=-1)
+    # b_enc - b_dec W_enc makes z = x W_enc + bias.
+    bias = torch.addmv(sae.b_enc.detach(), W_enc.T, sae.b_dec.detach(), alpha=-1)
+    return search.Encoder(W_enc if sae.encoder_dtype is None else W_enc.to(sae.encoder_dtype), bias)
 
 
 def exact_pre(
-    sae: SAE, x: Float[Tensor, "token d_in"], first: Int[Tensor, " token_plus_one"], feature: Int[Tensor, " pair"]
+    sae: SAE,
+    x: Float[Tensor, "token d_in"],
+    bias: Float[Tensor, " d_sae"],
+    first: Int[Tensor, " token_plus_one"],
+    feature: Int[Tensor, " pair"],
 ) -> Float[Tensor, " pair"]:
     """Pre-activations of pairs in the precision of the weights."""
     found = torch.empty(len(feature), dtype=x.dtype)
-    arrays = (tensor.numpy() for tensor in (sae.W_enc.detach().T, _bias(sae), first, feature, found))
-    rows, *rest = arrays
-    over_rows(_dots, x.numpy(), rows, *rest)
+    arrays = (tensor.numpy() for tensor in (sae.W_enc.detach().T, bias, first, feature, found))
+    over_rows(_dots, x.numpy(), *arrays)
     return found
 
 
@@ -190,13 +333,12 @@ def _starts(feature: Int[Tensor, "token k"]) -> Int[Tensor, " token_plus_one"]:
 
 def largest_pairs(sae: SAE, x: Float[Tensor, "token d_in"], k: int) -> Pairs:
     """The k features of each token with the largest pre-activations."""
-    z = coarse_pre(sae, x)
+    weights = encoder(sae)
     if sae.encoder_dtype is None:
-        chosen = top_k(z, k)
-        return of_rows(chosen, z.gather(1, chosen))
+        return of_rows(*search.largest(weights, x, k))
     # A few more than k, among which rounding cannot well have hidden one of the k.
-    chosen = top_k(z, min(k + k // 16 + 2, sae.d_sae))
-    values = exact_pre(sae, x, _starts(chosen), chosen.flatten()).view(chosen.shape)
+    chosen, _ = search.largest(weights, x, min(k + k // 16 + 2, sae.d_sae))
+    values = exact_pre(sae, x, weights.bias, _starts(chosen), chosen.flatten()).view(chosen.shape)
     kept = values.new_empty(len(x), k)
     over_rows(_keep_largest, values.numpy(), k, chosen.numpy(), kept.numpy())
     return of_rows(chosen[:, :k], kept)
@@ -205,29 +347,123 @@ def largest_pairs(sae: SAE, x: Float[Tensor, "token d_in"], k: int) -> Pairs:
 def pairs_above(
     sae: SAE,
     x: Float[Tensor, "token d_in"],
-    threshold: Float[Tensor, " d_sae"] | Callable[[Float[Tensor, "token d_sae"]], Float[Tensor, " d_sae"]],
+    threshold: Float[Tensor, " d_sae"],
+    weights: search.Encoder | None = None,
 ) -> Pairs:
-    """All pairs with z > threshold, and with coarse pre-activations a few just below it.
+    """All pairs with z > threshold, and a few just below it; `weights` are `encoder(sae)`, if they are known."""
+    weights = encoder(sae) if weights is None else weights
+    if sae.encoder_dtype is not None:
+        margin = fourth_norm(sae.W_enc.detach().T).mul_(N_DEVIATIONS * 2 * ROUNDOFF / 6**0.5)
+        below = _below(threshold, weights.bias, ROUNDOFF)
+        # Of many pairs the exact pre-activations take less time in a dense product.
+        found = search.above(weights, x, below, fourth_norm(x), margin, DENSE_FROM)
+        if found is not None:
+            return Pairs(found.first, found.feature, exact_pre(sae, x, weights.bias, found.first, found.feature))
+        weights = weights._replace(W=sae.W_enc.detach())
+    nothing = torch.zeros_like(threshold)
+    found = search.above(weights, x, _below(threshold, weights.bias, 2.0**-22), x.new_zeros(len(x)), nothing)
+    assert found is not None
+    return Pairs(*found)
 
-    A threshold that depends on z is called with numbers that are z or, where it is coarse, less.
-    """
-    z = coarse_pre(sae, x)
-    if sae.encoder_dtype is None:
-        return Pairs(*above(z, threshold(z) if callable(threshold) else threshold))
-    margin = x.norm(dim=1).mul_(ROUNDING * float(sae.W_enc.detach().norm(dim=0).max()))[:, None]
-    limit = threshold(z - margin) if callable(threshold) else threshold
-    first, feature, _ = above(z.add_(margin), limit)
-    return Pairs(first, feature, exact_pre(sae, x, first, feature))
+
+def fourth_norm(rows: Float[Tensor, "row column"]) -> Float[Tensor, " row"]:
+    """(sum_j rows_j^4)^(1/4)."""
+    squares: Tensor = rows.square().norm(dim=1)
+    return squares.sqrt()
+
+
+def _below(
+    threshold: Float[Tensor, " d_sae"], bias: Float[Tensor, " d_sae"], roundoff: float
+) -> Float[Tensor, " d_sae"]:
+    """The number that a rounded x W_enc exceeds where z > threshold."""
+    below = threshold - bias
+    return below.sub_((threshold.abs() + bias.abs()).mul_(roundoff))
+
+
+def is_dense(n_pairs: int, x: Float[Tensor, "token d_in"], sae: SAE) -> bool:
+    """Whether dense products take less time than as many pairs."""
+    return n_pairs > DENSE_FROM * len(x) * sae.d_sae
+
+
+def dense_parts(sae: SAE, x: Float[Tensor, "token d_in"]) -> Iterator[tuple[slice, Tensor]]:
+    """Some tokens at a time, and memory for numbers of all their features."""
+    size = max(1, min(len(x), DENSE_NUMBERS // sae.d_sae))
+    memory = x.new_empty(size, sae.d_sae)
+    for start in range(0, len(x), size):
+        rows = slice(start, min(start + size, len(x)))
+        yield rows, memory[: rows.stop - start]
+
+
+class Nested(NamedTuple):
+    """What the codes give in nested dictionaries, the features before each end."""
+
+    errors: Float[Tensor, "group token d_in"]
+    """Sums of the errors e of a dictionary and all larger ones."""
+    squares: Float[Tensor, " group"]
+    """Sum of squared errors of each dictionary."""
+    slope: Float[Tensor, " pair"]
+    """The product of the feature's direction with the summed errors of the dictionaries that it is in."""
 
 
 def decoded(sae: SAE, x: Float[Tensor, "token d_in"], pairs: Pairs, codes: Float[Tensor, " pair"]) -> Decoded:
     """The errors of the reconstructions and the slopes of the loss along the codes."""
-    error, slope = torch.empty_like(x), torch.empty_like(codes)
-    weights = (tensor.detach().numpy() for tensor in (sae.W_dec, sae.b_dec))
-    arrays = (tensor.numpy() for tensor in (pairs.first, pairs.feature, codes, error, slope))
-    W_dec, b_dec = weights
-    over_rows(_decode, x.numpy(), W_dec, b_dec, *arrays)
-    return Decoded(error, slope)
+    has_many = is_dense(len(codes), x, sae)
+    if not has_many or not is_dense(int(torch.count_nonzero(codes)), x, sae):
+        errors, _, slope = nested(sae, x, pairs, codes, [sae.d_sae], with_slope=not has_many)
+        error = errors[0]
+    else:
+        error = _dense_error(sae, x, pairs, codes)
+    return Decoded(error, _dense_slope(sae, pairs, error) if has_many else slope)
+
+
+def nested(
+    sae: SAE,
+    x: Float[Tensor, "token d_in"],
+    pairs: Pairs,
+    codes: Float[Tensor, " pair"],
+    ends: list[int],
+    *,
+    with_slope: bool = True,
+) -> Nested:
+    """Errors and slopes in nested dictionaries; the features of a token have to ascend."""
+    errors, squares = x.new_empty(len(ends), *x.shape), x.new_empty(len(x), len(ends))
+    slope = torch.empty_like(codes) if with_slope else codes.new_empty(0)
+    arrays = (tensor.detach().numpy() for tensor in (sae.W_dec, sae.b_dec, pairs.first, pairs.feature, codes))
+    W_dec, *rest = arrays
+    over_rows(_decode, x.numpy(), W_dec, *rest, np.array(ends), errors.numpy(), squares.numpy(), slope.numpy())
+    return Nested(errors, squares.sum(0), slope)
+
+
+def _dense_error(
+    sae: SAE, x: Float[Tensor, "token d_in"], pairs: Pairs, codes: Float[Tensor, " pair"]
+) -> Float[Tensor, "token d_in"]:
+    error = sae.b_dec.detach() - x
+    for rows, part in dense_parts(sae, x):
+        place = (pairs.first.numpy(), pairs.feature.numpy())
+        over_rows(_scatter, part.numpy(), rows.start, *place, codes.numpy())
+        error[rows].addmm_(part, sae.W_dec.detach())
+    return error
+
+
+def _dense_slope(sae: SAE, pairs: Pairs, error: Float[Tensor, "token d_in"]) -> Float[Tensor, " pair"]:
+    slope = torch.empty_like(pairs.z)
+    for rows, part in dense_parts(sae, error):
+        torch.mm(error[rows], sae.W_dec.detach().T, out=part)
+        over_rows(_gather, part.numpy(), rows.start, pairs.first.numpy(), pairs.feature.numpy(), slope.numpy())
+    return slope
+
+
+def largest_of(pairs: Pairs, n: int) -> Pairs:
+    """The n pairs with the largest z above 0, the first of equals, or all above 0 where there are fewer."""
+    z = pairs.z.numpy()
+    least = max(0.0, float(search.reached_by(z, len(z), n))) if len(z) > n else 0.0
+    n_above = int(np.count_nonzero(z > least))
+    n_ties = min(n - n_above, int(np.count_nonzero(z == least))) if least > 0 else 0
+    first, size = np.zeros(len(pairs.first), np.int64), n_above + n_ties
+    # One place more than needed, for what is written and not kept.
+    feature, kept = np.empty(size + 1, np.int64), np.empty(size + 1, z.dtype)
+    _keep(pairs.first.numpy(), pairs.feature.numpy(), z, least, n_ties, first, feature, kept)
+    return Pairs(torch.from_numpy(first), torch.from_numpy(feature[:size]), torch.from_numpy(kept[:size]))
 
 
 def squared(error: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
@@ -259,16 +495,45 @@ def write_gradients(
         hidden_gradient: dL/dz.
         error: e = x_hat - x.
     """
-    for weight in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec):
-        if weight.grad is not None:
-            weight.grad.zero_()
-    scale = 2 / len(x)
-    add_gradients(sae, x, pairs, codes * scale, hidden_gradient, error)
+    weights = codes * (2 / len(x))
+    n_active = int(torch.count_nonzero(weights.ne(0).logical_or_(hidden_gradient.ne(0))))
+    if is_dense(n_active, x, sae):
+        _write_dense_sums(sae, x, pairs, weights, hidden_gradient, error)
+    else:
+        write_sums(sae, x, pairs, weights, hidden_gradient, error[None], [sae.d_sae])
+    write_bias_gradient(sae, error.sum(0).mul_(2 / len(x)))
+
+
+def write_bias_gradient(sae: SAE, direct: Float[Tensor, " d_in"]) -> None:
+    """Write the gradient of b_dec: what comes through x_hat, less W_enc dL/db_enc."""
     assert sae.b_enc.grad is not None and sae.b_dec.grad is not None
-    torch.addmv(error.sum(0).mul_(scale), sae.W_enc.detach(), sae.b_enc.grad, alpha=-1, out=sae.b_dec.grad)
+    torch.addmv(direct, sae.W_enc.detach(), sae.b_enc.grad, alpha=-1, out=sae.b_dec.grad)
 
 
-def add_gradients(
+def write_sums(
+    sae: SAE,
+    x: Float[Tensor, "token d_in"],
+    pairs: Pairs,
+    weights: Float[Tensor, " pair"],
+    hidden_gradient: Float[Tensor, " pair"],
+    errors: Float[Tensor, "group token d_in"],
+    ends: list[int],
+) -> None:
+    """Write sum_p weight_p e_n, with the errors of the feature's group, and the gradients of W_enc and b_enc."""
+    assert sae.W_enc.grad is not None and sae.b_enc.grad is not None
+    W_dec_gradient = x.new_empty(0, sae.d_in) if sae.W_dec.grad is None else sae.W_dec.grad
+    sorted_ends, token = np.zeros(sae.d_sae + 1, np.int64), np.empty(len(weights), np.int64)
+    own, place = np.empty((2, len(weights)), np.float32), (pairs.first.numpy(), pairs.feature.numpy())
+    _by_feature(*place, weights.numpy(), hidden_gradient.numpy(), sorted_ends, token, own[0], own[1])
+    group = np.searchsorted(np.array(ends), np.arange(sae.d_sae), side="right")
+    outputs = (tensor.numpy() for tensor in (W_dec_gradient, sae.W_enc.grad.T, sae.b_enc.grad))
+    inputs = (group, sae.b_dec.detach().numpy(), sorted_ends, token, *own)
+    # Threads share the features; the number of pairs, not of features, says whether that pays.
+    n_rows, work = sae.d_sae, int(sorted_ends[-1]) * sae.d_in
+    over_rows(_feature_sums, errors.numpy(), x.numpy(), *inputs, *outputs, n_rows=n_rows, work=work)
+
+
+def _write_dense_sums(
     sae: SAE,
     x: Float[Tensor, "token d_in"],
     pairs: Pairs,
@@ -276,18 +541,17 @@ def add_gradients(
     hidden_gradient: Float[Tensor, " pair"],
     error: Float[Tensor, "token d_in"],
 ) -> None:
-    """Add sum_p weight_p e_n to the gradient of W_dec, and the gradients of W_enc and b_enc."""
+    """What `write_sums` does, as dense products."""
     assert sae.W_enc.grad is not None and sae.b_enc.grad is not None
-    W_dec_gradient = torch.zeros_like(sae.W_dec) if sae.W_dec.grad is None else sae.W_dec.grad
-    ends, token, order = by_feature(pairs.first, pairs.feature, sae.d_sae)
-    inputs = (sae.b_dec.detach(), ends, token, order, weights, hidden_gradient)
-    outputs = (W_dec_gradient, sae.W_enc.grad.T, sae.b_enc.grad)
-    # Threads share the features; the number of pairs, not of features, says whether that pays.
-    over_rows(
-        _feature_sums,
-        error.numpy(),
-        x.numpy(),
-        *(t.detach().numpy() for t in (*inputs, *outputs)),
-        n_rows=sae.d_sae,
-        work=len(token) * sae.d_in,
-    )
+    place = (pairs.first.numpy(), pairs.feature.numpy())
+    for weight in (sae.W_enc, sae.b_enc, sae.W_dec):
+        if weight.grad is not None:
+            weight.grad.zero_()
+    for rows, part in dense_parts(sae, x):
+        if sae.W_dec.grad is not None:
+            over_rows(_scatter, part.numpy(), rows.start, *place, weights.numpy())
+            sae.W_dec.grad.addmm_(part.T, error[rows])
+        over_rows(_scatter, part.numpy(), rows.start, *place, hidden_gradient.numpy())
+        sae.W_enc.grad.T.addmm_(part.T, x[rows])
+        sae.b_enc.grad.add_(part.sum(0))
+    sae.W_enc.grad.T.addr_(sae.b_enc.grad, sae.b_dec.detach(), alpha=-1)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from inspect import unwrap
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from torch import Tensor
 PARALLEL_FROM = 2**17
 """Numbers to search from which a second thread pays."""
 Kernel = Callable[..., None]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Kernel) -> Kernel:
+def compiled(function: Function) -> Function:
     """The function as machine code, kept on disk; sums may be reordered, which puts them on the vector units."""
     # Type checks that tests wrap around every function cannot be compiled.
-    kernel: Kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})(unwrap(function))
+    kernel: Function = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})(unwrap(function))
     return kernel
 
 
@@ -112,22 +113,6 @@ def _fill_above(
             n += np.int64(z[r, j] > threshold[j])
 
 
-@compiled
-def _transpose(first: np.ndarray, feature: np.ndarray, ends: np.ndarray, token: np.ndarray, order: np.ndarray) -> None:
-    """Counting sort of the pairs by feature; among the pairs of a feature the tokens stay in order."""
-    for p in range(feature.shape[0]):
-        ends[feature[p] + 1] += 1
-    for i in range(ends.shape[0] - 1):
-        ends[i + 1] += ends[i]
-    place = ends[:-1].copy()
-    for r in range(first.shape[0] - 1):
-        for p in range(first[r], first[r + 1]):
-            q = place[feature[p]]
-            place[feature[p]] = q + 1
-            token[q] = r
-            order[q] = p
-
-
 @cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads)
@@ -178,13 +163,3 @@ def above(z: Float[Tensor, "token d_sae"], threshold: Float[Tensor, " d_sae"]) -
     feature, value = np.empty(first[-1], np.int64), np.empty(first[-1], values.dtype)
     over_rows(_fill_above, values, limits, first, feature, value)
     return Active(torch.from_numpy(first), torch.from_numpy(feature), torch.from_numpy(value))
-
-
-def by_feature(
-    first: Int[Tensor, " token_plus_one"], feature: Int[Tensor, " pair"], d_sae: int
-) -> tuple[Int[Tensor, " d_sae_plus_one"], Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-    """The same pairs by feature: where each feature's start, their tokens, and their places in the order by token."""
-    ends = np.zeros(d_sae + 1, np.int64)
-    token, order = np.empty(len(feature), np.int64), np.empty(len(feature), np.int64)
-    _transpose(first.numpy(), feature.numpy(), ends, token, order)
-    return torch.from_numpy(ends), torch.from_numpy(token), torch.from_numpy(order)

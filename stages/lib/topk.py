@@ -13,6 +13,7 @@ It trains the encoder and the decoder of dead features and nothing else, so b_de
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, NonNegativeFloat
@@ -21,7 +22,8 @@ from torch import Tensor
 from stages.lib.errors import UserError
 from stages.lib.pairs import Pairs, decoded, largest_pairs, squared, which_fired, write_gradients
 from stages.lib.sae import SAE, Losses, SAEParams
-from stages.lib.selection import top_k
+from stages.lib.search import reached_by
+from stages.lib.selection import compiled, over_rows, top_k
 
 
 class KParams(SAEParams):
@@ -44,6 +46,27 @@ class TopKParams(KParams):
 
     aux_coefficient: NonNegativeFloat
     """Weight of L_aux; 1/32 in the paper."""
+
+
+@compiled
+def _keep_largest_(z: np.ndarray, k: int, start: int, stop: int) -> None:
+    """Write max(z, 0) where z is among the k largest of its row, the first of equals first, and 0 elsewhere."""
+    for r in range(start, stop):
+        row = z[r]
+        n_positive = np.int64(0)
+        for j in range(row.shape[0]):
+            n_positive += np.int64(row[j] > 0)
+        least, ties = row.dtype.type(0), row.shape[0]
+        if n_positive > k:
+            least, ties = reached_by(row, row.shape[0], k), k
+            for j in range(row.shape[0]):
+                ties -= np.int64(row[j] > least)
+        for j in range(row.shape[0]):
+            value = row[j]
+            is_tie = value == least and ties > 0
+            ties -= np.int64(is_tie)
+            # Not below: so NaNs stay.
+            row[j] = 0 if value < least or (value == least and not is_tie) else value
 
 
 def keep_top_k(z: Float[Tensor, "token d_sae"], k: int) -> Float[Tensor, "token d_sae"]:
@@ -113,16 +136,17 @@ def add_auxk_gradients(
     variation = squared(error - error.mean(0))
     if not variation > 0:
         return error.new_zeros(())
-    W_enc, W_dec = sae.W_enc.detach()[:, dead], sae.W_dec.detach()[dead]
-    centred = x - sae.b_dec.detach()
-    z = torch.addmm(sae.b_enc.detach()[dead], centred, W_enc)
-    codes = keep_top_k(z, min(len(dead), sae.d_in // 2))
+    W_enc, W_dec, b_dec = sae.W_enc.detach().T[dead], sae.W_dec.detach()[dead], sae.b_dec.detach()
+    codes = torch.addmm(torch.addmv(sae.b_enc.detach()[dead], W_enc, b_dec, alpha=-1), x, W_enc.T)
+    over_rows(_keep_largest_, codes.numpy(), min(len(dead), sae.d_in // 2))
     miss = torch.addmm(error, codes, W_dec)  # e_hat - e
-    output_gradient = miss * (2 * aux_coefficient / variation)
-    hidden_gradient = (output_gradient @ W_dec.T).mul_(codes > 0)
+    scale = float(2 * aux_coefficient / variation)
+    hidden_gradient = torch.mm(miss, W_dec.T).mul_(codes > 0)
+    totals = hidden_gradient.sum(0)
     assert sae.W_enc.grad is not None and sae.b_enc.grad is not None
-    sae.W_enc.grad.T.index_add_(0, dead, hidden_gradient.T @ centred)
-    sae.b_enc.grad.index_add_(0, dead, hidden_gradient.sum(0))
+    W_enc_gradient = torch.addr(torch.mm(hidden_gradient.T, x), totals, b_dec, alpha=-1)
+    sae.W_enc.grad.T.index_add_(0, dead, W_enc_gradient, alpha=scale)
+    sae.b_enc.grad.index_add_(0, dead, totals, alpha=scale)
     if sae.W_dec.grad is not None:
-        sae.W_dec.grad.index_add_(0, dead, codes.T @ output_gradient)
+        sae.W_dec.grad.index_add_(0, dead, codes.T @ miss, alpha=scale)
     return squared(miss) / variation

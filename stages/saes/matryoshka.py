@@ -21,7 +21,7 @@ from torch import Tensor
 from stages.lib import sae
 from stages.lib.batch_topk import BatchSAE, keep_largest, largest_of_batch
 from stages.lib.errors import UserError
-from stages.lib.pairs import nested_errors, nested_slopes, squared, which_fired, write_bias_gradient, write_sums
+from stages.lib.pairs import nested, which_fired, write_bias_gradient, write_sums
 from stages.lib.topk import TopKParams, add_auxk_gradients, auxk
 
 
@@ -75,13 +75,10 @@ class Variant(BatchSAE):
         pairs, codes = largest_of_batch(self, x, int(self.level))
         ends = sizes(self.params.groups, self.d_sae)
         scale = 2 / (len(ends) * len(x))
-        errors = nested_errors(self, x, pairs, codes, ends)
-        by_group = torch.stack([squared(error) for error in errors]) / len(x)
         # A feature is in its own dictionary and in all larger ones, so it sees the sum of their errors.
-        for group in reversed(range(len(ends) - 1)):
-            errors[group] += errors[group + 1]
-        hidden_gradient = nested_slopes(self, pairs, errors, ends).mul_(scale)
-        write_sums(self, x, pairs, codes * scale, hidden_gradient, errors, ends)
+        errors, squares, slope = nested(self, x, pairs, codes, ends)
+        by_group = squares / len(x)
+        write_sums(self, x, pairs, codes * scale, slope.mul_(scale), errors, ends)
         write_bias_gradient(self, errors[0].sum(0).mul_(scale))
         revival = add_auxk_gradients(self, x, errors[-1], self.params.aux_coefficient)
         return sae.Losses(
