@@ -22,18 +22,18 @@ from torch import Tensor
 
 from stages.lib import params, plugins, tensors
 from stages.lib.arms import cell
-from stages.lib.batches import normalised_batches
+from stages.lib.batches import Rows, normalised_batches, resident
 from stages.lib.device import device
 from stages.lib.errors import UserError, run
 from stages.lib.files import write_json, write_text
-from stages.lib.log import Log
 from stages.lib.memory import keep_freed_memory
 from stages.lib.resume import Resume, fingerprint
 from stages.lib.sae import SAE, SAEParams, random_directions
 from stages.lib.saelens import fold, load_sae, save_sae
 from stages.lib.seeds import integer
-from stages.lib.store import Store, open_store
+from stages.lib.store import DTYPES, Store, open_store
 from stages.lib.training import Row, Schedule, Training, train
+from stages.lib.training_log import TrainingLog
 
 N_BLOCKS, BLOCK_ROWS = 64, 256
 """Of validation activations, spread evenly, on which L0 is measured and the threshold of BatchTopK set."""
@@ -50,7 +50,8 @@ class TrainParams(params.Params):
     batch_size: PositiveInt
     lr: PositiveFloat
     encoder: Literal["float32", "bfloat16"]
-    """In what a CPU searches for active features; their codes are float32 in any case."""
+    """In what a CPU searches for active features; their codes are float32 in any case. On a GPU `bfloat16` stands for
+    products whose factors are rounded to TF32."""
     lr_warm_up: Share
     lr_decay: Share
     sparsity_warm_up: Share
@@ -130,16 +131,23 @@ def held_out_l0(directory: Path, store: Store, sample: Float[Tensor, "token d_in
     return len(load_sae(directory).active(raw).value) / len(raw)
 
 
-def say_missed(chosen: Settings, found: list[float], log: Log) -> None:
+def say_missed(chosen: Settings, found: list[float], log: TrainingLog) -> None:
     """Tell which wanted L0 were not reached."""
     for level, (wanted, reached) in enumerate(zip(chosen.arm.levels, found, strict=True)):
         if chosen.arm.level_name == "l0" and abs(reached / wanted - 1) > NEAR:
             log.say(f"{log.stage}: level {level} has L0 {reached:.2f} on validation activations, wanted was {wanted:g}")
 
 
+def nearest_rows(store: Store, on: torch.device) -> Rows:
+    """Where batches come from: a GPU's own memory if the training rows fit into half of what is free there."""
+    if on.type != "cuda":
+        return store
+    return resident(store, on, DTYPES[store.index["dtype"]][0], store.d_in, torch.cuda.mem_get_info(on)[0] / 2)
+
+
 def write_sae(directory: Path, sae: SAE, store: Store, facts: dict[str, Any]) -> None:
     """One level, folded to raw activations."""
-    weights = fold({name: weight.cpu() for name, weight in sae.export().items()}, store.mean, store.scale)
+    weights = fold({name: weight.cpu() for name, weight in sae.shifted().items()}, store.mean, store.scale)
     save_sae(
         directory,
         sae.architecture,
@@ -159,6 +167,7 @@ def write(arm: str, chosen: Settings, training: Training, store: Store, resume: 
     identity |= {"sparsity_name": name}
     for level, (sae, row) in enumerate(zip(training.saes, training.latest(), strict=True)):
         sae.settle(training.sample)
+        sae.finish(training.sample)
         facts = {**identity, "level": level, "sparsity": sae.level, "step": training.done, "mean_l0": row.l0}
         write_sae(directory / f"level-{level}", sae, store, facts)
     followed = directory / f"level-{own.follow_level}" / "checkpoints"
@@ -182,7 +191,8 @@ def write(arm: str, chosen: Settings, training: Training, store: Store, resume: 
         "d_sae": own.d_sae,
     }
     found = [held_out_l0(directory / f"level-{level}", store, training.sample) for level in range(len(training.saes))]
-    levels = {"levels": chosen.arm.levels, "follow_level": own.follow_level, "validation_l0": found}
+    levels = {"levels": chosen.arm.levels, "follow_level": own.follow_level}
+    levels |= {"validation_l0": found, "shift": [sae.shift for sae in training.saes]}
     write_json(directory / "train.json", {**identity, **sizes, **levels})
     return found
 
@@ -191,6 +201,8 @@ def main(arm: str, seed: str) -> None:
     """Train, or go on with what was begun, and write the outputs."""
     chosen = settings(arm, seed)
     keep_freed_memory()
+    if chosen.train.encoder == "bfloat16":
+        torch.backends.cuda.matmul.allow_tf32 = True
     store = open_store(chosen.arm.activations)
     on = device()
     mean = store.mean.to(on)
@@ -203,9 +215,9 @@ def main(arm: str, seed: str) -> None:
         if (state := resume.load()) is not None:
             training.restore(state)
         batches = normalised_batches(
-            store, mean, store.scale, seed=chosen.seed, size=size, first=training.done, stop=steps
+            nearest_rows(store, on), mean, store.scale, seed=chosen.seed, size=size, first=training.done, stop=steps
         )
-        with Log(stage, steps, "steps", training.done) as log:
+        with TrainingLog(stage, steps, training.done) as log:
             train(training, batches, resume, log)
             say_missed(chosen, write(arm, chosen, training, store, resume), log)
         resume.clear()

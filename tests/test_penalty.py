@@ -10,7 +10,7 @@ from test_saes import D_IN, D_SAE, OWN, batch, build, directions, perturb
 from stages.lib import plugins
 from stages.lib.errors import UserError
 from stages.lib.params import check
-from stages.lib.penalty import ENCODER_SHARE, GAIN, PenaltySAE, n_active
+from stages.lib.penalty import ENCODER_SHARE, FASTEST, SMOOTHING, SPEED, PenaltySAE, hidden_pre, n_active
 from stages.lib.sae import Losses, random_directions
 from stages.lib.seeds import integer, numpy_generator
 
@@ -54,38 +54,59 @@ def test_a_wanted_l0_is_reached_on_held_out_activations(name: str, wanted: float
     for step in range(n_steps):
         warm_up, part = min(1.0, step / 60), step * size % len(x)
         sae.advance(step / n_steps)
-        found = sae.step(x[part : part + size], 3e-3 * min(1.0, (step + 1) / 12, (n_steps - step) / 120), warm_up)
-        sae.lead(found, warm_up)
-    assert float(n_active(sae.export(), test)) == pytest.approx(wanted, rel=0.03)
+        lr = 3e-3 * min(1.0, (step + 1) / 12, (n_steps - step) / 120)
+        sae.lead(sae.step(x[part : part + size], lr, warm_up), lr, warm_up)
+    sae.finish(validation)
+    assert float(n_active(sae.shifted(), validation)) == pytest.approx(wanted, abs=2e-3)
+    assert float(n_active(sae.shifted(), test)) == pytest.approx(wanted, rel=0.03)
+    z = hidden_pre(sae.export(), test)
+    assert abs(sae.shift) < 0.2 * float(z[z > 0].mean())  # what is left for it is little
 
 
 def test_the_weight_follows_l0_by_hand() -> None:
     sae = build("relu", directions(), l1_coefficient=None, l0=[4.0])
-    start = sae.usual_coefficient
-    sae.lead(losses(8.0), 0.5)
-    assert float(sae.coefficient) == pytest.approx(start * math.exp(GAIN * 0.5 * math.log(2)))
-    sae.lead(losses(1000.0), 1.0)  # no more than a factor of e at once
-    assert float(sae.coefficient) == pytest.approx(start * math.exp(GAIN * (0.5 * math.log(2) + 1)))
-    sae.lead(losses(0.0), 1.0)
-    assert float(sae.coefficient) == pytest.approx(start * math.exp(GAIN * 0.5 * math.log(2)))
+    start = sae.usual_coefficient * 16 / 4
+    assert float(sae.coefficient) == pytest.approx(start)
+    sae.lead(losses(8.0), 1e-3, 0.9)  # not before the warm-up is over
+    assert float(sae.coefficient) == pytest.approx(start)
+    sae.lead(losses(8.0), 1e-3, 1.0)
+    assert float(sae.coefficient) == pytest.approx(start * math.exp(SPEED * 1e-3 * math.log(2)))
+    sae.lead(losses(1000.0), 1.0, 1.0)  # no more than a factor of e at once, and no faster than the limit
+    assert float(sae.coefficient) == pytest.approx(start * math.exp(SPEED * 1e-3 * math.log(2) + FASTEST))
+    sae.lead(losses(0.0), 0.0, 1.0)
+    assert float(sae.coefficient) == pytest.approx(start * math.exp(SPEED * 1e-3 * math.log(2)))
 
 
 def test_the_target_of_the_quadratic_loss_is_led() -> None:
     sae = build("jump_relu with a quadratic loss", directions())
-    sae.lead(losses(10.0), 1.0)
+    sae.lead(losses(10.0), 1.0, 1.0)
     assert float(sae.coefficient) == 1.0
-    assert float(sae.target) == pytest.approx(5 * math.exp(-GAIN * math.log(2)))
+    assert float(sae.target) == pytest.approx(5 * math.exp(-FASTEST * math.log(2)))
 
 
 def test_the_ratio_to_held_out_activations_is_smoothed() -> None:
     sae = build("relu", directions(), l1_coefficient=None, l0=[4.0])
     sae.look_at(batch(4096))
+    first, second = (float((batch(4096)[turn::2] @ sae.W_enc > 0).sum()) / 2048 for turn in (0, 1))
     for step in range(11):
-        sae.lead(losses(4.0), 1.0)
+        sae.lead(losses(4.0), 0.0, 1.0)
         if step < 10:
-            assert float(sae.log_ratio) == 0  # the first measurement is of random weights
-    held_out = float((batch(4096)[1::2] @ sae.W_enc > 0).sum()) / 2048
-    assert float(sae.log_ratio) == pytest.approx(0.2 * math.log(held_out / 4), rel=1e-4)
+            assert float(sae.log_ratio) == pytest.approx(SMOOTHING * math.log(first / 4), rel=1e-4)
+    expected = SMOOTHING * math.log(second / 4) + (1 - SMOOTHING) * SMOOTHING * math.log(first / 4)
+    assert float(sae.log_ratio) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relu of a wanted L0", "jump_relu with a quadratic loss"])
+def test_a_wanted_l0_that_is_far_is_not_feigned(name: str) -> None:
+    sae, x = build(name, directions()), batch(500)
+    found = float(n_active(sae.export(), x))
+    assert found > 6
+    sae.finish(x)
+    assert sae.shift == 0
+    assert float(n_active(sae.shifted(), x)) == found
+    sae.level = 1.05 * found
+    sae.finish(x)
+    assert float(n_active(sae.shifted(), x)) == pytest.approx(1.05 * found, abs=2e-3) and sae.shift < 0
 
 
 @pytest.mark.parametrize("name", LED)
@@ -93,7 +114,7 @@ def test_a_weight_that_is_given_stays(name: str) -> None:
     if name == "jump_relu with a quadratic loss":
         pytest.skip("has no weight")
     sae = build(name, directions())
-    sae.lead(losses(20.0), 1.0)
+    sae.lead(losses(20.0), 1.0, 1.0)
     own = OWN[name].get("l1_coefficient") or OWN[name].get("l0_coefficient") or [sae.usual_coefficient]
     assert float(sae.coefficient) == pytest.approx(own[0])
 

@@ -2,10 +2,13 @@
 
 import csv
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +58,33 @@ SAES = {
         "l0_coefficient": [0.002, 0.01],
         "bandwidth": 0.1,
         "initial_threshold": 0.05,
+    },
+    "nested": {"variant": "matryoshka", "activations": "main", "k": [2, 4], "aux_coefficient": 0.1, "groups": [0.25]},
+    "soft": {"variant": "soft_frozen", "activations": "main", "k": [2, 4], "aux_coefficient": 0.1, "min_cosine": 0.8},
+    "pca": {"variant": "pca_topk", "activations": "main", "k": [2, 4]},
+    "led": {
+        "variant": "relu",
+        "activations": "main",
+        "l0": [2.0, 4.0],
+        "decoder_norm": "free",
+        "resample_at": [0.3, 0.6],
+    },
+    "quadratic": {
+        "variant": "jump_relu",
+        "activations": "main",
+        "l0": [2.0, 4.0],
+        "loss": "quadratic",
+        "bandwidth": 0.1,
+        "initial_threshold": 0.05,
+    },
+    "tanh": {
+        "variant": "jump_relu",
+        "activations": "main",
+        "l0_coefficient": [0.002, 0.01],
+        "loss": "tanh",
+        "bandwidth": 0.1,
+        "initial_threshold": 0.05,
+        "pre_act_coefficient": 0.1,
     },
 }
 
@@ -141,9 +171,10 @@ def test_writes_what_it_promises(arm: str, project: Path) -> None:
     files = [f"level-{level}/{name}" for level in (0, 1) for name in ("cfg.json", "sae_weights.safetensors")]
     assert sorted(contents(directory)) == sorted([*checkpoints, *files, "history.csv", "train.json"])
     section = SAES[arm]
-    name = next(key for key in section if isinstance(section[key], list))
+    name = next(key for key in section if isinstance(section[key], list) and key != "resample_at")
     facts = read_json(directory / "train.json")
-    held_out = facts.pop("validation_l0")
+    held_out, shift = facts.pop("validation_l0"), facts.pop("shift")
+    assert len(shift) == 2 and (arm in ("led", "quadratic") or shift == [0, 0])
     assert len(held_out) == 2 and all(0 < l0 <= D_SAE for l0 in held_out)
     assert facts == {
         "arm": arm,
@@ -166,7 +197,7 @@ def test_writes_what_it_promises(arm: str, project: Path) -> None:
         (level, step) for level in (0, 1) for step in range(1, steps + 1)
     ]
     assert [int(row["tokens"]) for row in table[:steps]] == [30 * step for step in range(1, steps + 1)]
-    assert float(table[steps - 1]["fvu"]) < float(table[0]["fvu"])
+    assert (float(table[steps - 1]["fvu"]) < float(table[0]["fvu"])) == (arm != "pca")
     for row in table:
         parts = [float(row[name]) for name in ("fvu", "sparsity_loss", "auxiliary_loss")]
         assert float(row["loss"]) == pytest.approx(sum(parts), rel=1e-4)
@@ -189,7 +220,7 @@ def test_last_checkpoint_is_the_sae_before_folding(arm: str, project: Path) -> N
     assert all(tensor.dtype == torch.float16 for tensor in last.values())
     assert torch.equal(last["W_dec"], sae.W_dec.half())
     assert torch.allclose(last["b_dec"].float() * store.scale + store.mean, sae.b_dec, atol=0.01)
-    assert ("threshold" in last) == (arm in ("jump", "batch", "gated"))
+    assert ("threshold" in last) == (arm in ("jump", "batch", "gated", "nested", "quadratic", "tanh"))
 
 
 def test_loss_on_all_data_is_its_fvu(project: Path) -> None:
@@ -266,36 +297,47 @@ def test_a_terminated_run_goes_on_exactly(arm: str, project: Path, monkeypatch: 
     assert contents(directory) == whole
 
 
-def test_a_killed_process_goes_on_to_the_same_bytes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    configure(train__epochs=20)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    directory, resume = project / "data/train/topk/seed-0", project / "data/.resume/train@topk-0"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages.train", "topk", "0"],
-        env={**environment, "EXPLORING_SAES_SAVE_SECONDS": "0"},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(resume.glob("*/state.resume")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    kept = list(resume.glob("*/state.resume"))
-    assert kept and not directory.exists()
-    again = subprocess.run(
-        [sys.executable, "-m", "stages.train", "topk", "0"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
-    killed = contents(directory)
-    assert not kept[0].exists()
-    monkeypatch.setattr(Resume, "load", lambda self, name="state": None if name == "state" else LOAD(self, name))
-    train.main("topk", "0")
-    assert contents(directory) == killed
+COMMAND = [sys.executable, "-m", "stages.train"]
+
+
+def surroundings(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+
+
+def interrupt(arm: str, number: int, seconds: float, state: Callable[[], int]) -> None:
+    """Send a signal to a training so long after it has saved a state that was not there."""
+    before, deadline = state(), time.monotonic() + 120
+    with subprocess.Popen(
+        [*COMMAND, arm, "0"], env=surroundings(EXPLORING_SAES_SAVE_SECONDS="0"), stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and state() == before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(seconds)
+        process.send_signal(number)
+        assert process.wait() in (-number, 128 + number), "it ended before the signal"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", SAES)
+def test_a_killed_process_goes_on_to_the_same_bytes(arm: str, project: Path) -> None:
+    """SIGKILL and then SIGTERM, each at a random moment of the training."""
+    configure(train__epochs=40)
+    directory, resume = project / "data/train" / arm / "seed-0", project / "data/.resume" / f"train@{arm}-0"
+
+    def state() -> int:
+        """When the last state was saved, or 0."""
+        return max((path.stat().st_mtime_ns for path in resume.glob("*/state.resume")), default=0)
+
+    subprocess.run([*COMMAND, arm, "0"], env=surroundings(), check=True)
+    expected = contents(directory)
+    shutil.rmtree(directory)
+    random_moment = random.Random(arm)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        interrupt(arm, number, random_moment.uniform(0.0, 0.15), state)
+        assert state() and not directory.exists()
+    subprocess.run([*COMMAND, arm, "0"], env=surroundings(), check=True)
+    assert contents(directory) == expected
+    assert not state()
 
 
 LOAD = Resume.load

@@ -2,7 +2,8 @@
 
 The rows on disk are shuffled once, globally, so a batch is a run of consecutive rows, which reads fast. In each epoch
 the rows, taken as a ring, are cut into batches at a place of its own and the batches come in an order of its own; the
-rows that do not fill a batch are left out of that epoch.
+rows that do not fill a batch are left out of that epoch. Batches are the same whether rows are read from disk or held
+on a device.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,34 @@ class Rows(Protocol):
 
     def rows(self, split: str, start: int, stop: int) -> Float[Tensor, "token d_in"]:
         """Consecutive rows."""
+
+
+class Resident:
+    """The training rows of a store, held on a device as they are on disk.
+
+    A GPU trains a small SAE faster than batches can be read for it.
+    """
+
+    def __init__(self, store: Rows, on: torch.device, dtype: torch.dtype, read_rows: int = 2**16) -> None:
+        n = store.n_rows("train")
+        parts = (store.rows("train", start, min(start + read_rows, n)) for start in range(0, n, read_rows))
+        self._rows = torch.cat([part.to(dtype).to(on) for part in parts])
+
+    def n_rows(self, split: str) -> int:
+        """Rows of the training split."""
+        assert split == "train", f"no split {split} on the device"
+        return len(self._rows)
+
+    def rows(self, split: str, start: int, stop: int) -> Float[Tensor, "token d_in"]:
+        """A copy of consecutive rows, in float32."""
+        assert split == "train", f"no split {split} on the device"
+        return self._rows[start:stop].to(torch.float32, copy=True)
+
+
+def resident(store: Rows, on: torch.device, dtype: torch.dtype, d_in: int, budget: float) -> Rows:
+    """The training rows on the device if they take no more than `budget` bytes there, else the store."""
+    fits = store.n_rows("train") * d_in * dtype.itemsize <= budget
+    return Resident(store, on, dtype) if fits else store
 
 
 @lru_cache(maxsize=2)

@@ -1,14 +1,21 @@
 """What methods with a sparsity penalty share: a weight led to a wanted L0, and new weights for dead features.
 
 A penalty's weight c says little about the L0 that it gives, so a level may be the wanted L0 instead, called T. Then c
-starts at the method's usual value and follows, after every step,
+starts at the method's usual value for an L0 of 16, times 16 / T, and once the warm-up of the sparsity loss is over it
+follows, after every step,
 
-    log c <- log c + GAIN w clamp(log(L0 / T) + log r, -1, 1)       w: the warm-up of the sparsity loss, in [0, 1]
+    log c <- log c + min(SPEED lr, FASTEST) clamp(log(L0 / T) + log r, -1, 1)
 
-with the L0 of the batch, and r the ratio of the L0 of validation activations to that of the batch, measured every few
-steps and smoothed: features fire more often on text that the SAE has not seen. So the last weights have an L0 of T
-on held-out activations, to within 3 %; the price is a weight that changes while the SAE trains, written to
-`history.csv`. It depends on nothing but the activations, so equal runs stay equal.
+with the highest learning rate lr so far, the L0 of the batch, and r the ratio of the L0 of validation activations to
+that of the batch, measured every few steps and smoothed: features fire more often on text that the SAE has not seen.
+L0 answers to c only as fast as weights move, so with a low learning rate c moves slowly: otherwise it would run far
+beyond its value while L0 comes down from that of random weights, and kill features. That leaves the last weights within
+a few percent of T. The rest is done after training, as BatchTopK sets its threshold: all features get the same small
+shift of the pre-activation above which they fire (of b_enc for a ReLU), the one that leaves exactly T active features a
+token on validation activations.
+
+The price is a weight that changes while the SAE trains, written to `history.csv`, and the shift, written to
+`train.json`. Both depend on nothing but the activations, so equal runs stay equal.
 
 Features that are dead may get new weights at given shares of the training (Bricken et al. 2023, "Towards
 Monosemanticity", appendix, "Neuron resampling"): their direction is that of an input that is reconstructed badly,
@@ -26,13 +33,17 @@ from torch import Tensor
 from stages.lib.sae import SAE, Losses, SAEParams
 from stages.lib.seeds import integer
 
-GAIN = 0.06
-"""Of log c, per step and factor of e in L0."""
+SPEED, FASTEST = 12.0, 0.06
+"""Of log c, per step and factor of e in L0: the first is per unit of the learning rate."""
+USUAL_L0 = 16.0
+"""The wanted L0 at which the weight starts at its usual value."""
+WITHIN = 0.1
+"""Of the wanted L0: a last weight that is farther off is left as it is."""
 MEASURED_EVERY = 10
 """Steps between measurements of r."""
 MEASURED_ON = 2048
 """Validation activations of one measurement."""
-SMOOTHING = 0.2
+SMOOTHING = 0.4
 """Weight of a new measurement of log r."""
 LEAST_L0 = 0.1
 """What smaller L0 count as: their logarithms say nothing."""
@@ -52,15 +63,16 @@ class PenaltySAE(SAE):
 
     coefficient: Tensor
     usual_coefficient: ClassVar[float]
-    """Where the weight starts that is led to a wanted L0."""
+    """Where the weight starts that is led to a wanted L0 of 16."""
 
     def begin(self, decoder: Float[Tensor, "d_sae d_in"]) -> None:
         """Set the weight."""
         self.is_led = self.params.level_name == "l0"
-        first = self.usual_coefficient if self.is_led else self.level
+        first = self.usual_coefficient * USUAL_L0 / self.level if self.is_led else self.level
         self.coefficient = torch.tensor(first, dtype=decoder.dtype, device=decoder.device)
         self.log_ratio = torch.zeros_like(self.coefficient)
         self.n_led = self.n_resamplings = 0
+        self.highest_lr = 0.0
         self.is_due = False
         self.sample: Tensor | None = None
 
@@ -68,15 +80,34 @@ class PenaltySAE(SAE):
         """Keep validation activations, on which L0 is measured."""
         self.sample = sample
 
-    def lead(self, losses: Losses, warm_up: float) -> None:
+    def lead(self, losses: Losses, lr: float, warm_up: float) -> None:
         """Bring the weight nearer to that of the wanted L0."""
-        if not self.is_led:
+        self.highest_lr = max(self.highest_lr, lr)
+        if not self.is_led or warm_up < 1:
             return
         if self.sample is not None and self.n_led % MEASURED_EVERY == 0:
             self._measure(losses.l0)
         self.n_led += 1
         miss = losses.l0.clamp_min(LEAST_L0).div(self.level).log().add(self.log_ratio).clamp(-1, 1)
-        self.multiply_(miss.mul(GAIN * warm_up).exp())
+        self.multiply_(miss.mul(min(SPEED * self.highest_lr, FASTEST)).exp())
+
+    def finish(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Shift what inference takes for active to the wanted L0 on validation activations, if that is near."""
+        if not self.is_led:
+            return
+        weights = self.export()
+        n = round(self.level * len(x))
+        if abs(float(n_active(weights, x)) / self.level - 1) <= WITHIN:
+            above = (hidden_pre(weights, x) - weights.get("threshold", 0)).flatten()
+            ends = [above.kthvalue(len(above) - n + place).values for place in (0, 1)]
+            self.shift = float((ends[0].double() + ends[1].double()) / 2)
+
+    def shifted(self) -> dict[str, Tensor]:
+        """The weights of inference, after the shift."""
+        weights = self.export()
+        if self.architecture == "standard":
+            return {**weights, "b_enc": weights["b_enc"] - self.shift}
+        return {**weights, "threshold": (weights["threshold"] + self.shift).clamp_min(0)}
 
     def multiply_(self, factor: Float[Tensor, ""]) -> None:
         """Strengthen the penalty."""
@@ -87,7 +118,7 @@ class PenaltySAE(SAE):
         turn, n_turns = self.n_led // MEASURED_EVERY, -(-len(self.sample) // MEASURED_ON)
         held_out = n_active(self.export(), self.sample[turn % n_turns :: n_turns])
         log_ratio = held_out.clamp_min(LEAST_L0).div(l0.clamp_min(LEAST_L0)).log().to(self.log_ratio)
-        self.log_ratio.lerp_(log_ratio, SMOOTHING if turn else 0.0)
+        self.log_ratio.lerp_(log_ratio, SMOOTHING)
 
     def advance(self, progress: float) -> None:
         """See whether dead features are to be resampled before the next step."""
@@ -124,8 +155,8 @@ class PenaltySAE(SAE):
     def errors(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, " token"]:
         """The squared error of each reconstruction."""
         weights = self.export()
-        feature_acts = hidden(weights, x)
-        feature_acts = feature_acts * (feature_acts > weights.get("threshold", 0))
+        z = hidden_pre(weights, x)
+        feature_acts = z * (z > weights.get("threshold", 0))
         return (x - weights["b_dec"] - feature_acts @ weights["W_dec"]).square().sum(1)
 
     def replace_features(self, chosen: Int[Tensor, " feature"], fresh: dict[str, Tensor]) -> None:
@@ -137,8 +168,9 @@ class PenaltySAE(SAE):
 
     def state(self) -> dict[str, Any]:
         """All that changes in training."""
-        own = {"coefficient": self.coefficient, "log_ratio": self.log_ratio, "n_led": self.n_led}
-        return {**super().state(), **own, "n_resamplings": self.n_resamplings, "n_resampled": self.n_resampled}
+        own: dict[str, Any] = {"coefficient": self.coefficient, "log_ratio": self.log_ratio, "n_led": self.n_led}
+        own |= {"highest_lr": self.highest_lr, "n_resamplings": self.n_resamplings, "n_resampled": self.n_resampled}
+        return {**super().state(), **own}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
@@ -146,15 +178,16 @@ class PenaltySAE(SAE):
         super().restore(state)
         self.coefficient.copy_(state["coefficient"])
         self.log_ratio.copy_(state["log_ratio"])
-        self.n_led, self.n_resamplings = state["n_led"], state["n_resamplings"]
+        self.n_led, self.highest_lr = state["n_led"], state["highest_lr"]
+        self.n_resamplings = state["n_resamplings"]
         self.n_resampled = state["n_resampled"]
 
 
-def hidden(weights: dict[str, Tensor], x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
-    """What is compared with the thresholds: (x - b_dec) W_enc + b_enc, or 0 where it is negative."""
-    return torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"]).relu()
+def hidden_pre(weights: dict[str, Tensor], x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
+    """What has to exceed the thresholds: z = (x - b_dec) W_enc + b_enc."""
+    return torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"])
 
 
 def n_active(weights: dict[str, Tensor], x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
     """Active features a token of the SAE that is exported."""
-    return (hidden(weights, x) > weights.get("threshold", 0)).sum() / len(x)
+    return (hidden_pre(weights, x) > weights.get("threshold", 0)).sum() / len(x)

@@ -108,6 +108,8 @@ class SAE:
     """Whether decoder rows are kept at norm 1."""
     n_resampled: int = 0
     """Features that were given new weights because they were dead, counted every time."""
+    shift: float = 0.0
+    """Of the pre-activation above which features fire, after the last step."""
     threshold: Tensor
     coefficient: Tensor | float = 0.0
     """Weight of the sparsity loss, where there is one."""
@@ -185,11 +187,18 @@ class SAE:
     def advance(self, progress: float) -> None:
         """What changes with the share of the training that is done, before a step."""
 
-    def lead(self, losses: Losses, warm_up: float) -> None:
+    def lead(self, losses: Losses, lr: float, warm_up: float) -> None:
         """What follows from a step, after it."""
 
     def settle(self, x: Float[Tensor, "token d_in"]) -> None:
         """Set what inference needs and training does not, from validation activations."""
+
+    def finish(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Do what is left after the last step, with validation activations."""
+
+    def shifted(self) -> dict[str, Tensor]:
+        """What is exported after the last step."""
+        return self.export()
 
     def export(self) -> dict[str, Tensor]:
         """The weights of inference, as `architecture` has them, detached."""

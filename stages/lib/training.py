@@ -23,10 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.lib.errors import UserError
-from stages.lib.log import Log
 from stages.lib.resume import Resume
 from stages.lib.sae import SAE
 from stages.lib.side_by_side import side_by_side
+from stages.lib.training_log import LevelRow, TrainingLog
 
 HISTORY_ROWS = 150
 """Rows of `history.csv` for each level."""
@@ -162,10 +162,10 @@ class Training:
 
     def _train_level(self, batches: list[Float[Tensor, "token d_in"]], level: int) -> None:
         for step, x in enumerate(batches, self.done):
-            warm_up = self.schedule.sparsity_at(step)
+            lr, warm_up = self.schedule.lr_at(step), self.schedule.sparsity_at(step)
             self.saes[level].advance(step / self.schedule.n_steps)
-            losses = self.saes[level].step(x, self.schedule.lr_at(step), warm_up)
-            self.saes[level].lead(losses, warm_up)
+            losses = self.saes[level].step(x, lr, warm_up)
+            self.saes[level].lead(losses, lr, warm_up)
             found = torch.stack([losses.fvu, losses.l0, losses.sparsity, losses.auxiliary])
             self._sums[level].add_(found)
 
@@ -215,7 +215,7 @@ class Training:
             sae.restore(kept)
 
 
-def train(training: Training, batches: Iterator[Float[Tensor, "token d_in"]], resume: Resume, log: Log) -> None:
+def train(training: Training, batches: Iterator[Float[Tensor, "token d_in"]], resume: Resume, log: TrainingLog) -> None:
     """Train to the last step; `batches` begin with the one after the steps done.
 
     Raises:
@@ -259,8 +259,10 @@ def stretches(
             yield found
 
 
-def _facts(training: Training, log: Log) -> dict[str, str]:
+def _facts(training: Training, log: TrainingLog) -> dict[str, str]:
     rows = training.latest()
+    names = [f"{sae.params.level_name} {sae.level:g}" for sae in training.saes]
+    log.show([LevelRow(name, row._asdict()) for name, row in zip(names, rows, strict=True)])
     for row in rows:
         log.write(**row._asdict())
     shown = {
@@ -268,4 +270,5 @@ def _facts(training: Training, log: Log) -> dict[str, str]:
         "l0": [row.l0 for row in rows],
         "dead": [row.dead_fraction for row in rows],
     }
-    return {name: "/".join(f"{value:.3g}" for value in values) for name, values in shown.items()}
+    facts = {name: "/".join(f"{value:.3g}" for value in values) for name, values in shown.items()}
+    return {**facts, "lr": f"{rows[0].lr:.2e}"}

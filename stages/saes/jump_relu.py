@@ -128,6 +128,16 @@ class Variant(PenaltySAE):
         else:
             super().multiply_(factor)
 
+    def state(self) -> dict[str, Any]:
+        """All that changes in training."""
+        return {**super().state(), "target": self.target}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        super().restore(state)
+        self.target.copy_(state["target"])
+
     def constrain_(self) -> None:
         """Keep the threshold positive; clamping it in the loss would take away its gradient at the bound."""
         self.threshold.clamp_(min=MIN_THRESHOLD)

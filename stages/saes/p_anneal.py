@@ -72,11 +72,10 @@ class Variant(PenaltySAE):
                 self.multiply_(known[0] / known[1])
             self.n_falls, self.n_seen = self.n_falls + 1, 0
 
-    def _remember(self, base: Tensor, p: float, n_tokens: int) -> None:
-        """Keep the sums of this batch; `base` holds f + 1e-8 of active features."""
-        kept = base.detach()
-        kept = kept[kept > 0]
-        now, later = kept.pow(p).sum(), kept.pow(self.exponent(self.n_falls + 1)).sum()
+    def _remember(self, base: Tensor, active: Tensor, n_tokens: int) -> None:
+        """Keep the sums of this batch; `base` is f + 1e-8, of which only active entries count."""
+        exponents = (self.exponent(self.n_falls), self.exponent(self.n_falls + 1))
+        now, later = ((base.detach().pow(p) * active).sum() for p in exponents)
         self.recent[self.n_seen % N_BATCHES] = torch.stack([now, later]) / n_tokens
         self.n_seen += 1
 
@@ -84,11 +83,11 @@ class Variant(PenaltySAE):
         """L."""
         feature_acts = self.hidden_pre(x).relu()
         active, p = feature_acts > 0, self.exponent(self.n_falls)
-        base = feature_acts[active] + SMALL
-        self._remember(base, p, len(x))
+        base = feature_acts + SMALL
+        self._remember(base, active, len(x))
         return sae.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
-            sparsity=warm_up * self.coefficient * base.pow(p).sum() / len(x),
+            sparsity=warm_up * self.coefficient * (base.pow(p) * active).sum() / len(x),
             auxiliary=x.new_zeros(()),
             l0=active.sum() / len(x),
             fired=active.any(0),
@@ -102,7 +101,7 @@ class Variant(PenaltySAE):
         codes, p = pairs.z.relu(), self.exponent(self.n_falls)
         active, base = codes > 0, codes + SMALL
         weight = warm_up * self.coefficient / len(x)
-        self._remember(base[active], p, len(x))
+        self._remember(base, active, len(x))
         error, slope = decoded(self, x, pairs, codes)
         hidden_gradient = slope.mul_(2 / len(x)).add_(weight * p * base.pow(p - 1)).mul_(active)
         write_gradients(self, x, pairs, codes, hidden_gradient, error)
