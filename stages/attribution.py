@@ -15,7 +15,6 @@ documents:
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,14 +26,24 @@ from torch import Tensor
 
 from stages.lib import params
 from stages.lib.arms import Member, members
-from stages.lib.bootstrap import resample_counts, statistic_interval
-from stages.lib.correlation import pearson, sign_agreement, slope, spearman, top_recall
+from stages.lib.bootstrap import percentile_interval, resample_counts
+from stages.lib.correlation import (
+    pearson,
+    resampled_pearson,
+    resampled_sign_agreement,
+    resampled_slope,
+    sign_agreement,
+    slope,
+    spearman,
+    top_recall,
+)
 from stages.lib.cross_entropy import spread
 from stages.lib.device import device
 from stages.lib.errors import run
 from stages.lib.files import read_json
 from stages.lib.language_model import load_model
 from stages.lib.log import Log
+from stages.lib.memory import keep_freed_memory
 from stages.lib.node_scores import (
     ablations,
     active_nodes,
@@ -45,6 +54,7 @@ from stages.lib.node_scores import (
     strata,
 )
 from stages.lib.patching import WindowLoss, check_resumption, index_batches
+from stages.lib.reliability import resampled_spearman
 from stages.lib.saelens import SAE, load_sae
 from stages.lib.seeds import numpy_generator
 from stages.lib.store import open_store
@@ -58,6 +68,13 @@ LOGITS = 2**23
 RECALL = (10, 50)
 """Sizes of the sets of largest effects that are looked for among the largest scores."""
 Statistic = Callable[[np.ndarray, np.ndarray], float | None]
+RESAMPLED = {
+    spearman: resampled_spearman,
+    pearson: resampled_pearson,
+    sign_agreement: resampled_sign_agreement,
+    slope: resampled_slope,
+}
+"""The same of many resamples at once, from how often each row is in each."""
 
 
 class AttributionParams(params.Params):
@@ -165,21 +182,17 @@ def _spearman(table: pd.DataFrame) -> float | None:
     return spearman(table["grad_x_act"].to_numpy(np.float64), table["ablation"].to_numpy(np.float64))
 
 
-def _resampled(statistic: Statistic, score: np.ndarray, effect: np.ndarray, rows: np.ndarray) -> float | None:
-    return statistic(score[rows], effect[rows])
-
-
 def rows_of(own: AttributionParams, cell: Member, measured: Measured) -> Iterator[Row]:
     """The summary of one SAE."""
     random = measured.table[measured.table["stratum"] == "random"]
     present, blocks = np.unique(random["document"], return_inverse=True)
     generator = numpy_generator(own.seed, "attribution", "documents")
-    counts = resample_counts(len(present), own.n_resamples, generator)
+    counts = resample_counts(len(present), own.n_resamples, generator)[:, blocks]
     for name, statistic, score, effect in agreements(random):
         value = statistic(score, effect)
         if value is not None:
-            again = partial(_resampled, statistic, score, effect)
-            low, high = statistic_interval(again, blocks, counts) or (None, None)
+            again = RESAMPLED[statistic](score, effect, counts)
+            low, high = percentile_interval(again.tolist()) or (None, None)
             yield Row(cell.level, cell.seed, name, value, low, high, len(random))
     for name, number, n in secondary(measured.table):
         if number is not None:
@@ -192,6 +205,7 @@ def rows_of(own: AttributionParams, cell: Member, measured: Measured) -> Iterato
 def main(arm: str) -> None:
     """Score the nodes of every seed of an arm."""
     own, seeds = settings(arm)
+    keep_freed_memory()
     cells = members(arm, seeds)
     described = {cell.seed: read_json(cell.directory.parent / "train.json") for cell in cells}
     cells = [cell for cell in cells if cell.level == described[cell.seed]["follow_level"]]

@@ -25,9 +25,11 @@ from stages.lib.files import atomic
 from stages.lib.follow_level import followed_members, revision
 from stages.lib.followed import Followed, checkpoint_table, checkpoints, concept_table, feature_table, follow
 from stages.lib.held_out import read_rows
+from stages.lib.label_sums import in_words
 from stages.lib.labelled import Labelled, read_labelled
 from stages.lib.labels import Concept, read_concepts
 from stages.lib.log import Log
+from stages.lib.memory import keep_freed_memory
 from stages.lib.seeds import numpy_generator
 from stages.lib.side_by_side import side_by_side
 from stages.lib.store import open_store
@@ -104,7 +106,8 @@ def sample(part: Labelled, columns: list[int]) -> Sample:
     x = read_rows(part.store, part.split, part.rows)[order]
     x = (x - part.store.mean) / part.store.scale
     variation = float((x - x.double().mean(dim=0)).square().sum())
-    return Sample(x, part.labels[order][:, columns], int((part.documents % 2 == 0).sum()), variation)
+    labels = part.labels[order][:, columns]
+    return Sample(x, labels, int((part.documents % 2 == 0).sum()), variation, in_words(labels))
 
 
 def properties(parts: Parts, fit: Sample, concepts: list[Concept], columns: list[int]) -> pd.DataFrame:
@@ -133,6 +136,7 @@ def write_tables(arm: str, tables: dict[str, pd.DataFrame]) -> None:
 def main(arm: str) -> None:
     """Follow the SAE of every seed over its checkpoints and write tables and numbers."""
     own, seeds = settings(arm)
+    keep_freed_memory()
     chosen = followed_members(arm, seeds)
     n_checkpoints = sum(len(checkpoints(member.directory)) for member in chosen)  # fails before any computing
     store = open_store(revision(arm, seeds[0]))

@@ -37,6 +37,7 @@ from stages.lib.labelled import Labelled, read_labelled, usable_concepts, with_c
 from stages.lib.labels import read_concepts
 from stages.lib.log import Log
 from stages.lib.matching import best_cosines, match
+from stages.lib.memory import keep_freed_memory
 from stages.lib.relation import decades, relation
 from stages.lib.reliability import rate_agreement, resolved
 from stages.lib.saelens import load_sae
@@ -157,6 +158,7 @@ def histogram(rate: Float[np.ndarray, " feature"]) -> pd.DataFrame:
 def main(arm: str) -> None:
     """Count the firings of the arm's SAEs, describe every feature, and summarise."""
     own, seeds = settings(arm)
+    keep_freed_memory()
     runs = members(arm, seeds)
     store = open_store(read_json(runs[0].directory.parent / "train.json")["activations"])
 
@@ -168,7 +170,8 @@ def main(arm: str) -> None:
     null = read_labelled(store, "test", own.n_null_tokens, generator("null"))
     usable = usable_concepts([validation, test, null])
     validation, test, null = (with_concepts(part, usable) for part in (validation, test, null))
-    concepts = [read_concepts()[column] for column in usable]
+    known = read_concepts()
+    concepts = [known[column] for column in usable]
     names = [concept.name for concept in concepts]
     by = offsets(len(null), max(concept.mean_run for concept in concepts), own.n_shifts, generator("shifts"))
     sizes = np.bincount(test.documents, minlength=test.n_documents)

@@ -37,6 +37,7 @@ from stages.lib.encoder import Encoder
 from stages.lib.errors import UserError, run
 from stages.lib.files import read_json
 from stages.lib.log import Log
+from stages.lib.memory import keep_freed_memory
 from stages.lib.saelens import SAE, load_sae
 from stages.lib.side_by_side import side_by_side
 from stages.lib.store import open_store
@@ -116,6 +117,7 @@ def join(saes: dict[Key, Detected], baselines: Baselines, control: Key) -> dict[
 def main(arm: str) -> None:
     """Detect the concepts with all features of the arm, join the baselines, and summarise."""
     own, seeds = settings(arm)
+    keep_freed_memory()
     runs = members(arm, seeds)
     train = read_json(runs[0].directory.parent / "train.json")
     saes, revision = load_saes(runs, max(own.k)), train["activations"]

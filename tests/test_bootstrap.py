@@ -10,7 +10,6 @@ from stages.lib.bootstrap import (
     percentile_interval,
     ratio_interval,
     resample_counts,
-    statistic_interval,
     t_interval,
 )
 
@@ -71,19 +70,6 @@ def test_resampling_blocks_is_wider_than_resampling_tokens() -> None:
     assert by_block is not None and by_token is not None
     ratio = (by_block.high - by_block.low) / (by_token.high - by_token.low)
     assert ratio == pytest.approx(50**0.5, rel=0.2)
-
-
-def test_statistic_interval_equals_ratio_interval_for_a_mean() -> None:
-    generator = np.random.default_rng(2)
-    values, blocks = generator.normal(size=30), generator.integers(0, 6, size=30)
-    counts = resample_counts(6, 200, generator)
-    mean = statistic_interval(lambda rows: float(values[rows].mean()) if len(rows) else None, blocks, counts)
-    sums = block_sums(values, blocks, 6), block_sums(np.ones(30), blocks, 6)
-    assert mean == pytest.approx(ratio_interval(*sums, counts))
-
-
-def test_statistic_may_be_undefined() -> None:
-    assert statistic_interval(lambda rows: None, np.array([0]), np.array([[1]])) is None
 
 
 def test_percentile_interval_by_hand() -> None:

@@ -18,6 +18,7 @@ from stages.lib.emergence_rows import DRIVERS, mean_times, order_rows, survival_
 from stages.lib.errors import UserError
 from stages.lib.followed import checkpoints
 from stages.lib.held_out import draw_rows
+from stages.lib.label_sums import in_words
 from stages.lib.saelens import SAE
 from stages.lib.summary import read_summaries
 
@@ -144,7 +145,8 @@ def sae(d: int = 3) -> SAE:
 
 def sample(x: list[list[float]], labels: list[list[int]], n_first: int) -> curves.Sample:
     rows = torch.tensor(x)
-    return curves.Sample(rows, np.array(labels, bool), n_first, float((rows - rows.mean(0)).square().sum()))
+    on = np.array(labels, bool)
+    return curves.Sample(rows, on, n_first, float((rows - rows.mean(0)).square().sum()), in_words(on))
 
 
 def test_select_and_score_by_hand() -> None:

@@ -178,8 +178,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("train.lr", "3e-3 ", "train.lr is '3e-3 ': input should be a valid number"),
     ("train.batch_size", 0, "train.batch_size is 0: input should be greater than 0"),
     ("train.seeds", [0, "one"], "train.seeds.1 is 'one': input should be a valid integer"),
-    ("train.follow_level", 3, "train.follow_level must be below the 3 levels of saes.topk.k, not 3"),
-    ("saes.topk.k", [2, 4, 65], "saes.topk.k must be whole numbers between 1 and d_sae = 64, not 65"),
+    ("train.follow_level", 3, "train.follow_level must be below the 3 levels of saes.topk.l0, not 3"),
+    ("saes.topk.l0", [2, 4, 65], "saes.topk.l0 must be whole numbers between 1 and d_sae = 64, not 65"),
     ("saes.topk.variant", "topq", "saes.topk.variant is 'topq', but stages/saes/ has no such file; did you mean"),
     ("compare.reference", "relu", "compare.reference has 'relu', which is no arm of saes"),
     ("compare.controls", ["untraned"], "compare.controls has 'untraned', which is no arm of saes; did you mean"),
@@ -284,6 +284,6 @@ def test_an_sae_that_explains_nothing_gives_no_table(settled: Path) -> None:
 
 
 def test_another_k_re_runs_that_arm_and_what_joins_the_arms(settled: Path) -> None:
-    toy.edit(settled, {"saes.topk.k": [2, 4, 9]})
+    toy.edit(settled, {"saes.topk.l0": [2, 4, 9]})
     arm = {"train@topk-0", "train@topk-1", *(f"{stage}@topk" for stage in ANALYSES)}
     assert ran(repro(settled)) == {"check", *arm, "embed", "compare", "report"}

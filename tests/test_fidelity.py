@@ -17,6 +17,7 @@ from stages.lib.fidelity import (
     gini,
     hoyer,
     l0_statistics,
+    mean,
     products,
     squared_distance,
     thinned,
@@ -166,6 +167,11 @@ def test_effective_dictionary_by_hand() -> None:
     assert effective_dictionary(np.array([0.2, 0.2, 0.2, 0.2, 0.0])) == pytest.approx(4)
     q = np.array([0.75, 0.25])
     assert effective_dictionary(np.array([0.3, 0.1])) == pytest.approx(math.exp(-(q * np.log(q)).sum()))
+
+
+def test_the_mean_of_a_stream_is_that_of_its_moments() -> None:
+    x = 100 + torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mean(x.split(13)), Moments(x.split(13)).mean)
 
 
 def test_moments_equal_numpy_whatever_the_offset() -> None:

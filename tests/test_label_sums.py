@@ -68,6 +68,7 @@ def test_copies_stand_below_each_other() -> None:
     labels = np.random.default_rng(0).random((3, 70)) < 0.5
     words = in_words(labels, copies=2)
     assert np.array_equal(words.labels(), np.concatenate([labels, labels])) and len(words) == 6
+    assert np.array_equal(words.rows(slice(1, 4)).labels(), words.labels()[1:4])
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])

@@ -11,6 +11,7 @@ import torch
 
 from stages.lib import patching
 from stages.lib.cross_entropy import joined, spread, window_sums
+from stages.lib.encoder import Encoder
 from stages.lib.errors import UserError
 from stages.lib.patching import (
     WindowLoss,
@@ -18,6 +19,7 @@ from stages.lib.patching import (
     index_batches,
     kl_divergence,
     next_token_nll,
+    next_token_surprisal,
     random_error,
     run_clean,
     run_from,
@@ -120,14 +122,16 @@ def test_next_token_nll_equals_cross_entropy(tokens: torch.Tensor) -> None:
     logits = torch.randn(3, N_CTX, D_VOCAB, generator=torch.Generator().manual_seed(3))
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long())
     assert next_token_nll(logits, tokens).sum() / (3 * (N_CTX - 1)) == pytest.approx(expected.item(), rel=1e-5)
+    surprisal = next_token_surprisal(logits.log_softmax(-1), tokens)
+    torch.testing.assert_close(surprisal, next_token_nll(logits, tokens), rtol=1e-5, atol=1e-5)
 
 
 def test_kl_by_hand_and_its_direction() -> None:
     clean, patched = torch.tensor([[[math.log(3.0), 0.0]]]), torch.tensor([[[0.0, 0.0]]])
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert kl_divergence(clean, patched).item() == pytest.approx(expected)
-    assert kl_divergence(patched, clean).item() != pytest.approx(expected)
-    assert kl_divergence(clean, clean + 4).item() == pytest.approx(0, abs=1e-7)
+    assert kl_divergence(clean.log_softmax(-1), patched.log_softmax(-1)).item() == pytest.approx(expected)
+    assert kl_divergence(patched.log_softmax(-1), clean.log_softmax(-1)).item() != pytest.approx(expected)
+    assert kl_divergence(clean.log_softmax(-1), (clean + 4).log_softmax(-1)).item() == pytest.approx(0, abs=1e-7)
 
 
 def test_random_error_has_the_length_of_the_error() -> None:
@@ -150,7 +154,7 @@ def test_index_batches() -> None:
 
 def test_an_exact_reconstruction_costs_nothing(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
     mean = torch.zeros(D_IN)
-    sums = window_sums(model, HOOK, tokens, valid, mean, [identity()], torch.Generator())
+    sums = window_sums(model, HOOK, tokens, valid, mean, [Encoder(identity())], torch.Generator())
     assert sums.n.tolist() == [10, 5, 0]
     np.testing.assert_allclose(sums.sae[0], sums.clean, atol=1e-4)
     np.testing.assert_allclose(sums.random_error[0], sums.clean, atol=1e-4)
@@ -166,7 +170,9 @@ def test_sums_equal_a_run_with_hooks(model: Any, tokens: torch.Tensor, valid: to
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(D_IN, 8, generator=generator)
     one = SAE("topk", weights, torch.zeros(8), weights.T.contiguous(), torch.ones(D_IN), None, 2, {})
-    sums = window_sums(model, HOOK, tokens, valid, torch.ones(D_IN), [identity(), one], torch.Generator())
+    sums = window_sums(
+        model, HOOK, tokens, valid, torch.ones(D_IN), [Encoder(identity()), Encoder(one)], torch.Generator()
+    )
 
     def replaced(activation: torch.Tensor, hook: Any) -> torch.Tensor:
         result = one.decode(one.encode(activation))
@@ -184,9 +190,9 @@ def test_sums_equal_a_run_with_hooks(model: Any, tokens: torch.Tensor, valid: to
 
 def test_joined_batches_equal_one(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
     mean = torch.ones(D_IN)
-    whole = window_sums(model, HOOK, tokens, valid, mean, [identity()], torch.Generator())
+    whole = window_sums(model, HOOK, tokens, valid, mean, [Encoder(identity())], torch.Generator())
     parts = [
-        window_sums(model, HOOK, tokens[rows], valid[rows], mean, [identity()], torch.Generator())
+        window_sums(model, HOOK, tokens[rows], valid[rows], mean, [Encoder(identity())], torch.Generator())
         for rows in index_batches(3, 2)
     ]
     for name, values in joined(parts)._asdict().items():
@@ -197,7 +203,7 @@ def test_joined_batches_equal_one(model: Any, tokens: torch.Tensor, valid: torch
 def test_window_loss_is_zero_at_the_clean_activation(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
     loss = WindowLoss(model, HOOK, tokens, valid, batch=2)
     assert loss(loss.x, torch.arange(3)).abs().max() < 1e-4
-    sums = window_sums(model, HOOK, tokens, valid, torch.zeros(D_IN), [identity()], torch.Generator())
+    sums = window_sums(model, HOOK, tokens, valid, torch.zeros(D_IN), [Encoder(identity())], torch.Generator())
     x = substitute(loss.x, torch.zeros(int(valid.sum()), D_IN), valid)
     np.testing.assert_allclose(loss(x, torch.arange(3)), sums.zero - sums.clean, atol=1e-4)
 

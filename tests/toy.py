@@ -18,13 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 N_TEXTS = 60
 SMALLEST, LARGEST = 2500, 9000
 """Bytes of a text."""
-ARMS: dict[str, dict[str, Any]] = {
-    "relu": {"l1_coefficient": [0.15, 0.4, 1.0]},
-    "jump_relu": {"l0_coefficient": [0.002, 0.008, 0.03]},
-    "topk": {"k": [2, 4, 8]},
-    "frozen_decoder": {"k": [2, 4, 8]},
-    "untrained": {"k": [2, 4, 8]},
-}
+ARMS = ("relu", "jump_relu", "topk", "matryoshka", "frozen_decoder", "untrained", "pca_topk")
+LEVELS = [2, 4, 8]
+"""Wanted L0."""
 SETTINGS: dict[str, Any] = {
     "corpus.source": "local_files",
     "corpus.local_files": {"glob": "**/*.py", "column": "text"},
@@ -82,7 +78,7 @@ SETTINGS: dict[str, Any] = {
     "embed.n_resamples": 3,
     "embed.n_null": 2,
     "embed.n_neighbors": 5,
-    "compare.l0": [2, 4, 8],
+    "compare.l0": LEVELS,
     "compare.n_permutations": 100,
     "compare.n_random": 2,
     "report.n_features": 3,
@@ -135,7 +131,7 @@ def rewrite(directory: Path, change: Callable[[Any], None]) -> None:
         yaml.dump(document, handle)
 
 
-def make(directory: Path, arms: Iterable[str] = tuple(ARMS), seeds: Iterable[int] = (0, 1)) -> Path:
+def make(directory: Path, arms: Iterable[str] = ARMS, seeds: Iterable[int] = (0, 1)) -> Path:
     """Write the copy with only `arms`, and commit it; returns the directory."""
     chosen = list(arms)
     for name in files():
@@ -149,7 +145,7 @@ def make(directory: Path, arms: Iterable[str] = tuple(ARMS), seeds: Iterable[int
             if arm not in chosen:
                 del document["saes"][arm]
         for arm in chosen:
-            document["saes"][arm].update(ARMS[arm])
+            document["saes"][arm]["l0"] = LEVELS
         controls = document["compare"]["controls"]
         document["compare"]["controls"] = [arm for arm in controls if arm in chosen]
 

@@ -5,7 +5,6 @@ functions take *counts* [resample, block], how often each block is drawn in each
 same counts are compared on the same resamples.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,22 +52,6 @@ def ratio_interval(
     below = counts @ denominators.astype(np.float64)
     above = counts @ numerators.astype(np.float64)
     return percentile_interval((above[below != 0] / below[below != 0]).tolist(), confidence)
-
-
-def statistic_interval(
-    statistic: Callable[[Int[np.ndarray, " row"]], float | None],
-    blocks: Int[np.ndarray, " row"],
-    counts: Int[np.ndarray, "resample block"],
-    confidence: float = CONFIDENCE,
-) -> Interval | None:
-    """The percentile interval of a statistic that is no ratio of sums, such as a rank correlation.
-
-    `statistic` gets the rows of a resample (a row as often as its block was drawn) and may return None if it is not
-    defined on them.
-    """
-    rows = np.arange(len(blocks))
-    values = (statistic(np.repeat(rows, drawn[blocks])) for drawn in counts)
-    return percentile_interval([value for value in values if value is not None], confidence)
 
 
 def percentile_interval(values: list[float], confidence: float = CONFIDENCE) -> Interval | None:

@@ -17,6 +17,7 @@ from stages.lib.matching import match
 
 MAX_ITERATIONS = 100
 RESTARTS = 4
+PERCENTILES = (1, 25, 50, 75, 99)
 
 
 def unit_rows(rows: Float[np.ndarray, "row d_in"]) -> Float[np.ndarray, "row d_in"]:
@@ -191,7 +192,9 @@ def spread(directions: Float[np.ndarray, "row d_in"]) -> Spread:
     """The distribution of the signed cosines of all pairs of different rows."""
     cosines = directions @ directions.T
     off_diagonal = cosines[~np.eye(len(directions), dtype=bool)].reshape(len(directions), -1)
-    percentiles = {f"p{q}": float(np.percentile(off_diagonal, q)) for q in (1, 25, 50, 75, 99)}
+    # All at once: one partial sort instead of one for each.
+    cuts = np.percentile(off_diagonal, PERCENTILES).tolist()
+    percentiles = {f"p{q}": float(cut) for q, cut in zip(PERCENTILES, cuts, strict=True)}
     return Spread(
         float(off_diagonal.mean()),
         float(np.abs(off_diagonal).mean()),

@@ -26,7 +26,7 @@ from stages.lib.confusion import (
 )
 from stages.lib.coverage import chance_level
 from stages.lib.encoder import Encoder
-from stages.lib.label_sums import Members, detector_counts, in_words, members
+from stages.lib.label_sums import Members, Words, detector_counts, members
 from stages.lib.saelens import SAE
 from stages.lib.shift_null import Track, concept_null, offsets, record
 
@@ -46,6 +46,8 @@ class Sample(NamedTuple):
 
     variation: float
     """`sum ||x - mean x||^2`, in float64."""
+    words: Words
+    """The labels in the form in which they add up fastest, made once for all checkpoints."""
 
     def halves(self) -> tuple[slice, slice]:
         """The tokens of each half."""
@@ -95,7 +97,7 @@ def select(sae: SAE, sample: Sample) -> Selection:
     for half in sample.halves():
         first, last = np.searchsorted(fired.row, [half.start, half.stop])
         part = Firings(fired.row[first:last], fired.feature[first:last], fired.activation[first:last])
-        counts.add(part.row - np.int32(half.start), part.feature, level[first:last], sample.labels[half])
+        counts.add(part.row - np.int32(half.start), part.feature, level[first:last], sample.words.rows(half))
         table = counts.totals()
         halves.append(_half(part, table.less(before) if before else table, sae.d_sae))
         before = table
@@ -117,17 +119,17 @@ def score(sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.nda
 
     `FVU = sum ||x - x_hat||^2 / sum ||x - mean x||^2` over the sample (science 0.3); errors are added up in float64.
     """
-    error, parts = 0.0, []
+    error, parts, encode = 0.0, [], Encoder(sae)
     for start in range(0, len(sample.x), BLOCK):
         x = sample.x[start : start + BLOCK]
-        active = sae.active(x)
+        active = encode.active(x)
         error += float((x - sae.decode_active(active)).square().sum(dim=1).double().sum())
         part = listed(active)
         parts.append(part._replace(row=part.row + np.int32(start)))
     fired = joined(parts)
     order = members(np.arange(len(fired.row)), fired.feature, sae.d_sae)
     level = level_of(fired.activation, maximum[fired.feature])[order.row]
-    keys, labels = Members(order.first, fired.row[order.row]), in_words(sample.labels)
+    keys, labels = Members(order.first, fired.row[order.row]), sample.words
     positives = sample.labels.sum(axis=0)
     counts = [detector_counts(choice.feature, choice.level, keys, level, labels) for choice in choices]
     scores = [f1(both, n_fired, positives) for both, n_fired in counts]

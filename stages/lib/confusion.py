@@ -177,12 +177,13 @@ class Confusion:
         row: Int[np.ndarray, " firing"],
         feature: Int[np.ndarray, " firing"],
         level: UInt8[np.ndarray, " firing"] | None,
-        labels: Bool[np.ndarray, "token concept"],
+        labels: Bool[np.ndarray, "token concept"] | Words,
     ) -> None:
         """Count a batch: its firings with their levels (None where there is one level only) and its labels."""
         d_sae, n_levels, n_concepts = self._both.shape
         key = feature if level is None else feature * n_levels + level
-        keys, words = label_sums.members(row, key, d_sae * n_levels), as_counts(labels)
+        keys = label_sums.members(row, key, d_sae * n_levels)
+        words = labels if isinstance(labels, Words) else as_counts(labels)
         label_sums.add_label_sums(self._both.reshape(-1, n_concepts), keys, words)
         self._fired += np.diff(keys.first).reshape(d_sae, n_levels)
         every = Members(np.array([0, len(labels)]), np.arange(len(labels), dtype=np.int32))

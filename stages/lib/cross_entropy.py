@@ -12,16 +12,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stages.lib.encoder import Encoder
 from stages.lib.patching import (
     kl_divergence,
     next_token_nll,
+    next_token_surprisal,
     random_error,
     run_clean,
     run_from,
     scored,
     substitute,
 )
-from stages.lib.saelens import SAE
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -62,7 +63,7 @@ def window_sums(
     tokens: Int[Tensor, "window pos"],
     valid: Bool[Tensor, "window pos"],
     mean: Float[Tensor, " d_in"],
-    saes: Sequence[SAE],
+    encoders: Sequence[Encoder],
     generator: torch.Generator,
 ) -> Sums:
     """The sums of one batch of windows; the random directions are the same for all SAEs."""
@@ -81,16 +82,17 @@ def window_sums(
         return by_window(next_token_nll(logits_with(replacement), tokens))
 
     direction = torch.randn(x.shape, generator=generator).to(x)
-    clean_nll = next_token_nll(clean.logits, tokens)
+    clean_nll, clean_log_p = next_token_nll(clean.logits, tokens), clean.logits.log_softmax(-1)
     sae, random, kl, l0 = [], [], [], []
-    for one in saes:
-        feature_acts = one.encode(x)
-        x_hat = one.decode(feature_acts)
-        logits = logits_with(x_hat)
-        sae.append(by_window(next_token_nll(logits, tokens)))
-        kl.append(by_window(kl_divergence(clean.logits, logits)))
+    for one in encoders:
+        active = one.on_device(x)
+        x_hat = one.sae.decode_active(active)
+        # Normalised once for both: the logarithms of probabilities are logits too.
+        log_p = logits_with(x_hat).log_softmax(-1)
+        sae.append(by_window(next_token_surprisal(log_p, tokens)))
+        kl.append(by_window(kl_divergence(clean_log_p, log_p)))
         random.append(nll_with(random_error(x, x_hat, direction)))
-        l0.append((feature_acts > 0).sum(1)[counts[valid]].cpu().numpy())
+        l0.append(active.first.diff()[counts[valid]].cpu().numpy())
     return Sums(
         n=counts.sum(1).cpu().numpy(),
         clean=by_window(clean_nll),

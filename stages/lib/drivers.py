@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 
 from stages.lib.bootstrap import Interval, percentile_interval
 from stages.lib.confusion import f1
 from stages.lib.correlation import spearman
 from stages.lib.directions import mean_differences
 from stages.lib.probes import accepted_ids, lookup
+from stages.lib.ranks import mean_ranks
 
 BLOCK = 8192
 """Tokens projected at a time."""
@@ -105,9 +105,7 @@ def correlation(
     if value is None:
         return None
     rows = generator.integers(len(time), size=(n_resamples, len(time)))
-    a, b = (
-        ranks - ranks.mean(axis=1, keepdims=True) for ranks in (rankdata(one[rows], axis=1) for one in (driver, time))
-    )
+    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (mean_ranks(one[rows]) for one in (driver, time)))
     power = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     varied = power > 0  # a resample of one concept only has no correlation
     return Correlation(value, percentile_interval(((a * b).sum(axis=1)[varied] / power[varied]).tolist()))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
+
+from stages.lib.ranks import mean_ranks
 
 
 def half_rise(curves: Float[np.ndarray, "step concept"], minimum: float) -> Float[np.ndarray, " concept"]:
@@ -94,7 +95,7 @@ def kendall_w(
     m, n = times.shape
     if m < 2 or n < 3:
         return None
-    ranks = rankdata(times, axis=1)
+    ranks = mean_ranks(times)
     ties = sum(float((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1] for row in ranks))
     below = m**2 * (n**3 - n) - m * ties
     if below <= 0:

@@ -49,6 +49,20 @@ class Moments:
         self.covariance: Tensor = products / self.n - torch.outer(total / self.n, total / self.n)
 
 
+def mean(batches: Iterable[Float[Tensor, "_ d_in"]]) -> Float[Tensor, " d_in"]:
+    """The mean of a stream of vectors, in float64."""
+    n, shift = 0, None
+    for batch in batches:
+        if shift is None:
+            shift = batch[0].double()  # as in `Moments`
+            total = torch.zeros_like(shift)
+        n += len(batch)
+        total += (batch.double() - shift).sum(0)
+    assert shift is not None, "the mean of no vectors"
+    found: Tensor = shift + total / n
+    return found
+
+
 def squared_distance(
     x: Float[Tensor, "token d_in"], other: Float[Tensor, "*other d_in"]
 ) -> Float[np.ndarray, " token"]:
@@ -74,6 +88,14 @@ class PrincipalComponents:
         return result
 
 
+@compiled
+def _add_by_id(x: np.ndarray, ids: np.ndarray, sums: np.ndarray) -> None:
+    for r in range(x.shape[0]):
+        own, before = sums[ids[r]], x[r]
+        for j in range(before.shape[0]):
+            own[j] += np.float64(before[j])
+
+
 class TokenMeans:
     """The mean activation of each token id: what a look-up table of tokens explains ("unigram")."""
 
@@ -85,7 +107,7 @@ class TokenMeans:
     def add(self, x: Float[Tensor, "token d_in"], token_ids: Int[Tensor, " token"]) -> None:
         """Count tokens in."""
         ids = token_ids.long().cpu()
-        self._sums.index_add_(0, ids, x.double().cpu())
+        _add_by_id(x.cpu().contiguous().numpy(), ids.numpy(), self._sums.numpy())
         self._counts += torch.bincount(ids, minlength=len(self._counts))
 
     def table(self) -> Float[Tensor, "d_vocab d_in"]:

@@ -41,6 +41,10 @@ class Words:
         """How many tokens there are."""
         return len(self.words)
 
+    def rows(self, which: slice) -> "Words":
+        """Some of the tokens, as a view."""
+        return Words(self.words[which], self.n_concepts)
+
     def labels(self) -> UInt8[np.ndarray, "token concept"]:
         """The labels, 0 or 1, as a view."""
         return self.words.view(np.uint8)[:, : self.n_concepts]

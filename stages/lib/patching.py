@@ -144,12 +144,18 @@ def next_token_nll(
     return torch.nn.functional.pad(nll, (0, 1))
 
 
-def kl_divergence(
-    clean_logits: Float[Tensor, "window pos d_vocab"], logits: Float[Tensor, "window pos d_vocab"]
+def next_token_surprisal(
+    log_p: Float[Tensor, "window pos d_vocab"], tokens: Int[Tensor, "window pos"]
 ) -> Float[Tensor, "window pos"]:
-    """KL(clean || patched) in nats of the next-token distributions at each position."""
-    clean_log = clean_logits.log_softmax(-1)
-    return (clean_log.exp() * (clean_log - logits.log_softmax(-1))).sum(-1)
+    """What `next_token_nll` gives for logits, from the logarithms of the probabilities."""
+    return torch.nn.functional.pad(-log_p[:, :-1].gather(-1, tokens[:, 1:, None].long())[..., 0], (0, 1))
+
+
+def kl_divergence(
+    clean_log_p: Float[Tensor, "window pos d_vocab"], log_p: Float[Tensor, "window pos d_vocab"]
+) -> Float[Tensor, "window pos"]:
+    """KL(clean || patched) in nats of the next-token distributions at each position, from their logarithms."""
+    return (clean_log_p.exp() * (clean_log_p - log_p)).sum(-1)
 
 
 def random_error(

@@ -79,24 +79,26 @@ def rarefied_entropy(counts: csr_matrix, n0: int) -> Float[np.ndarray, " feature
     total = np.asarray(counts.sum(1)).ravel().astype(np.int64)
     row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     kept = total[row] >= n0
-    pairs, inverse = np.unique(np.stack([total[row][kept], counts.data[kept]]), axis=1, return_inverse=True)
-    value = np.zeros(pairs.shape[1])
-    n, marked = pairs.astype(np.float64)
+    base = max(int(total.max(initial=0)), n0) + 1
+    pairs, inverse = np.unique(total[row][kept] * base + counts.data[kept], return_inverse=True)
+    value = np.zeros(len(pairs))
+    n, marked = np.divmod(pairs, base)
+    log_factorial = gammaln(np.arange(base) + 1.0)
     for k in range(1, n0):
         # At k = n0 the share is 1 and its logarithm 0.
         possible = (marked >= k) & (n - marked >= n0 - k)
         log_p = (
-            _log_choose(marked[possible], k)
-            + _log_choose(n[possible] - marked[possible], n0 - k)
-            - _log_choose(n[possible], n0)
+            _log_choose(log_factorial, marked[possible], k)
+            + _log_choose(log_factorial, n[possible] - marked[possible], n0 - k)
+            - _log_choose(log_factorial, n[possible], n0)
         )
         value[possible] -= np.exp(log_p) * (k / n0) * np.log(k / n0)
     entropy = np.bincount(row[kept], value[inverse.ravel()], counts.shape[0])
     return np.where(total >= n0, entropy, np.nan)
 
 
-def _log_choose(n: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.float64]:
-    result: npt.NDArray[np.float64] = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+def _log_choose(log_factorial: npt.NDArray[np.float64], n: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float64]:
+    result: npt.NDArray[np.float64] = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
     return result
 
 
