@@ -1,0 +1,123 @@
+"""Searches the learning rate of every arm, with equal budgets and on validation activations alone.
+
+    python -m benchmarks.learning_rates                 # all arms of params.yaml, into benchmarks/results
+    python -m benchmarks.learning_rates --arms relu --rates 1e-3 3e-3
+    python -m benchmarks.learning_rates --epochs 3      # three times the budget, as a check that results hold
+
+Every arm trains all its levels with every rate, as the stage `train` does (same schedule, tokens and width) but with a
+seed of its own, so that the seeds of the results have not been chosen for. An arm's score at a rate is the mean over
+the common L0 (`compare.l0`) of log FVU on the validation split, read off its levels in log L0; a rate at which an arm
+does not reach them all has no score. The best rate of each arm is what `params.yaml` should have as its `lr`.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from stages import train
+from stages.lib import params
+from stages.lib.batches import normalised_batches
+from stages.lib.interpolation import at_l0
+from stages.lib.memory import keep_freed_memory
+from stages.lib.saelens import SAE, load_sae
+from stages.lib.store import Store, open_store
+from stages.lib.training import Training, stretches
+
+RESULTS = Path("benchmarks/results/learning_rates.csv")
+SEED = 1000
+ROWS = 4096
+
+
+def trained(chosen: train.Settings, store: Store, lr: float) -> Training:
+    """The levels of an arm after all its steps with a learning rate."""
+    arm = chosen.arm.model_copy(update={"lr": lr})
+    sample = train.validation_sample(store).sub_(store.mean).div_(store.scale)
+    training = train.prepare(chosen._replace(arm=arm), sample, train.n_steps(chosen.train, store.n_rows("train")))
+    steps, size = training.schedule.n_steps, chosen.train.batch_size
+    batches = normalised_batches(store, store.mean, store.scale, seed=chosen.seed, size=size, first=0, stop=steps)
+    for stretch in stretches(training, batches):
+        training.run(stretch)
+    for sae in training.saes:
+        sae.settle(training.sample)
+        sae.finish(training.sample)
+    return training
+
+
+@torch.no_grad()
+def measured(sae: SAE, store: Store) -> tuple[float, float, float]:
+    """L0, FVU and the share of dead features on the validation split."""
+    n, error, total, active = store.n_rows("validation"), 0.0, 0.0, 0
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
+    mean = torch.stack([store.rows("validation", start, min(start + ROWS, n)).sum(0) for start in range(0, n, ROWS)])
+    mean = mean.sum(0) / n
+    for start in range(0, n, ROWS):
+        x = store.rows("validation", start, min(start + ROWS, n))
+        codes = sae.active(x)
+        error += float((x - sae.decode_active(codes)).square().sum())
+        total += float((x - mean).square().sum())
+        active += len(codes.value)
+        fired[codes.feature] = True
+    return active / n, error / total, 1 - float(fired.float().mean())
+
+
+def trial(arm: str, lr: float, epochs: int | None, wanted: list[float]) -> pd.DataFrame:
+    """One arm at one rate: a row a level, and the score in each."""
+    chosen = train.settings(arm, str(SEED))
+    if epochs is not None:
+        chosen = chosen._replace(train=chosen.train.model_copy(update={"epochs": epochs}))
+    store = open_store(chosen.arm.activations)
+    begun = time.monotonic()
+    training = trained(chosen, store, lr)
+    seconds = time.monotonic() - begun
+    rows = []
+    for level, sae in enumerate(training.saes):
+        with tempfile.TemporaryDirectory() as directory:
+            train.write_sae(Path(directory), sae, store, {})
+            l0, fvu, dead = measured(load_sae(Path(directory)), store)
+        rows.append(
+            {
+                "arm": arm,
+                "epochs": chosen.train.epochs,
+                "lr": lr,
+                "level": level,
+                "l0": l0,
+                "fvu": fvu,
+                "dead_fraction": dead,
+            }
+        )
+    table = pd.DataFrame(rows)
+    at = [at_l0(table.l0.tolist(), table.fvu.tolist(), target, train.NEAR, log=True) for target in wanted]
+    found = [fvu for fvu in at if fvu is not None]
+    score = sum(map(math.log, found)) / len(found) if len(found) == len(wanted) else math.nan
+    sys.stdout.write(f"{arm:16} lr {lr:<8g} log FVU {score:.4f}  {table.fvu.round(4).tolist()}  {seconds:.0f} s\n")
+    sys.stdout.flush()
+    return table.assign(score=score)
+
+
+def main() -> None:
+    """Run all trials and write their table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", default=[*params.value("saes")])
+    parser.add_argument("--rates", nargs="+", type=float, default=[2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2])
+    parser.add_argument("--epochs", type=int, help="instead of train.epochs")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    keep_freed_memory()
+    wanted = params.read("compare.l0", list[float])
+    table = pd.concat(
+        [trial(arm, lr, options.epochs, wanted) for arm in options.arms for lr in options.rates], ignore_index=True
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out, index=False, float_format="%.6g", lineterminator="\n")
+    best = table.loc[table.groupby("arm", sort=False).score.idxmin().dropna().astype(int)]
+    sys.stdout.write("\nbest rates\n" + best[["arm", "lr", "score"]].to_string(index=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
