@@ -7,7 +7,8 @@
 Every arm trains all its levels with every rate, as the stage `train` does (same schedule, tokens and width) but with a
 seed of its own, so that the seeds of the results have not been chosen for. An arm's score at a rate is the mean over
 the common L0 (`compare.l0`) of log FVU on the validation split, read off its levels in log L0; a rate at which an arm
-does not reach them all has no score. The best rate of each arm is what `params.yaml` should have as its `lr`.
+does not reach them all has no score. Where the best rate is the highest or the lowest that was tried, one twice as high
+or half as low follows. The best rate of each arm is what `params.yaml` should have as its `lr`.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from stages.lib.training import Training, stretches
 RESULTS = Path("benchmarks/results/learning_rates.csv")
 SEED = 1000
 ROWS = 4096
+MOST_FURTHER = 3
+"""Rates beyond those that were asked for."""
 
 
 def trained(chosen: train.Settings, store: Store, lr: float) -> Training:
@@ -100,19 +103,34 @@ def trial(arm: str, lr: float, epochs: int | None, wanted: list[float]) -> pd.Da
     return table.assign(score=score)
 
 
+def search(arm: str, rates: list[float], epochs: int | None, wanted: list[float]) -> pd.DataFrame:
+    """One arm at all rates, and at further ones while the best is at an end."""
+    tables = {lr: trial(arm, lr, epochs, wanted) for lr in sorted(rates)}
+    for _ in range(MOST_FURTHER):
+        scores = {lr: float(table.score.iloc[0]) for lr, table in tables.items()}
+        known = {lr: score for lr, score in scores.items() if not math.isnan(score)}
+        if len(rates) == 1 or not known or (best := min(known, key=known.__getitem__)) not in (min(known), max(known)):
+            break
+        further = best * 2 if best == max(known) else best / 2
+        if further in tables:
+            break
+        tables[further] = trial(arm, further, epochs, wanted)
+    return pd.concat([tables[lr] for lr in sorted(tables)])
+
+
 def main() -> None:
     """Run all trials and write their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", default=[*params.value("saes")])
-    parser.add_argument("--rates", nargs="+", type=float, default=[2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2])
+    parser.add_argument("--rates", nargs="+", type=float, default=[4e-3, 8e-3, 1.6e-2, 3.2e-2])
     parser.add_argument("--epochs", type=int, help="instead of train.epochs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     keep_freed_memory()
     wanted = params.read("compare.l0", list[float])
-    table = pd.concat(
-        [trial(arm, lr, options.epochs, wanted) for arm in options.arms for lr in options.rates], ignore_index=True
-    )
+    trained_arms = [arm for arm in options.arms if train.settings(arm, str(SEED)).variant.Variant.trained]
+    parts = [search(arm, options.rates, options.epochs, wanted) for arm in trained_arms]
+    table = pd.concat(parts, ignore_index=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out, index=False, float_format="%.6g", lineterminator="\n")
     best = table.loc[table.groupby("arm", sort=False).score.idxmin().dropna().astype(int)]

@@ -29,7 +29,6 @@ from stages.lib.bootstrap import block_sums, ratio_interval, resample_counts
 from stages.lib.correlation import spearman
 from stages.lib.cross_entropy import Sums, joined, spread, window_sums
 from stages.lib.device import device
-from stages.lib.encoder import Encoder
 from stages.lib.errors import run
 from stages.lib.fidelity import Fidelity, effective_dictionary, l0_statistics
 from stages.lib.files import read_json
@@ -38,7 +37,7 @@ from stages.lib.log import Log
 from stages.lib.memory import keep_freed_memory
 from stages.lib.patching import check_resumption, index_batches
 from stages.lib.reconstruction import Baselines, dead, fidelities
-from stages.lib.saelens import load_sae
+from stages.lib.saelens import SAE, load_sae
 from stages.lib.seeds import integer, numpy_generator
 from stages.lib.store import Store, open_store
 from stages.lib.summary import Row, write_summary
@@ -81,7 +80,7 @@ def settings(_arm: str) -> Settings:
 
 
 def cross_entropies(
-    own: EvaluateParams, store: Store, windows: Windows, encoders: Sequence[Encoder], model: "TransformerBridge"
+    own: EvaluateParams, store: Store, windows: Windows, saes: Sequence[SAE], model: "TransformerBridge"
 ) -> tuple[Sums, np.ndarray]:
     """The sums of the chosen test windows, and the document of each."""
     per_window = store.n_rows("test") / len(windows.length)
@@ -96,7 +95,7 @@ def cross_entropies(
         tokens, mask = (whole[indices, :longest].to(device()) for whole in (windows.tokens, valid))
         if not parts:
             check_resumption(model, tokens, store.hook_name)
-        parts.append(window_sums(model, store.hook_name, tokens, mask, store.mean.to(device()), encoders, generator))
+        parts.append(window_sums(model, store.hook_name, tokens, mask, store.mean.to(device()), saes, generator))
     return joined(parts), windows.document[chosen].numpy().astype(np.int64)
 
 
@@ -164,16 +163,16 @@ def main(arm: str) -> None:
     revision = read_json(cells[0].directory.parent / "train.json")["activations"]
     store, windows = open_store(revision), read_windows("test")
     model = load_model(revision, device())
-    encoders = [Encoder(load_sae(cell.directory).to(device())) for cell in cells]
+    saes = [load_sae(cell.directory).to(device()) for cell in cells]
     with Log(f"evaluate@{arm}", unit="SAE") as log, torch.no_grad():
-        baselines, sums = fidelities(store, windows, encoders, model.cfg.d_vocab)
-        patched, documents = cross_entropies(own, store, windows, encoders, model)
+        baselines, sums = fidelities(store, windows, saes, model.cfg.d_vocab)
+        patched, documents = cross_entropies(own, store, windows, saes, model)
         generator = numpy_generator(own.seed, "evaluate", "documents")
         counts = resample_counts(len(windows.document_ids), own.n_resamples, generator)
         present, blocks = np.unique(documents, return_inverse=True)
         ce_counts = resample_counts(len(present), own.n_resamples, generator)
         rows: list[Row] = []
-        for index, (cell, one, fidelity) in enumerate(zip(cells, encoders, sums, strict=True)):
+        for index, (cell, one, fidelity) in enumerate(zip(cells, saes, sums, strict=True)):
             numbers = fidelity_numbers(fidelity, baselines, dead(store, one, fidelity))
             held_out = fidelity.n + store.n_rows("validation")
             for name, value in numbers.items():

@@ -13,7 +13,6 @@ from stages.lib import params
 from stages.lib.arms import Member
 from stages.lib.bootstrap import resample_counts
 from stages.lib.cross_entropy import Sums
-from stages.lib.encoder import Encoder
 from stages.lib.files import read_json
 from stages.lib.reconstruction import dead, labelled, token_means
 from stages.lib.saelens import SAE, load_sae
@@ -109,7 +108,7 @@ def test_dead_features_are_looked_for_in_validation_too() -> None:
     zeros = torch.zeros(toy_data.D_IN, 2)
     one = SAE("standard", zeros, torch.tensor([1.0, -1.0]), zeros.T, zeros[:, 0], None, None, {})
     silent = evaluate.Fidelity(2, 1, zeros[:, 0])
-    assert dead(store, Encoder(one), silent).tolist() == [False, True]
+    assert dead(store, one, silent).tolist() == [False, True]
 
 
 def test_the_pca_baseline_has_the_rank_of_the_l0() -> None:

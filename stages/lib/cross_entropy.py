@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stages.lib.encoder import Encoder
 from stages.lib.patching import (
     kl_divergence,
     next_token_nll,
@@ -23,6 +22,7 @@ from stages.lib.patching import (
     scored,
     substitute,
 )
+from stages.lib.saelens import SAE
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -63,7 +63,7 @@ def window_sums(
     tokens: Int[Tensor, "window pos"],
     valid: Bool[Tensor, "window pos"],
     mean: Float[Tensor, " d_in"],
-    encoders: Sequence[Encoder],
+    saes: Sequence[SAE],
     generator: torch.Generator,
 ) -> Sums:
     """The sums of one batch of windows; the random directions are the same for all SAEs."""
@@ -84,9 +84,9 @@ def window_sums(
     direction = torch.randn(x.shape, generator=generator).to(x)
     clean_nll, clean_log_p = next_token_nll(clean.logits, tokens), clean.logits.log_softmax(-1)
     sae, random, kl, l0 = [], [], [], []
-    for one in encoders:
-        active = one.on_device(x)
-        x_hat = one.sae.decode_active(active)
+    for one in saes:
+        active = one.active(x)
+        x_hat = one.decode_active(active)
         # Normalised once for both: the logarithms of probabilities are logits too.
         log_p = logits_with(x_hat).log_softmax(-1)
         sae.append(by_window(next_token_surprisal(log_p, tokens)))

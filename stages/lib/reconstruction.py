@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stages.lib.bootstrap import block_sums
 from stages.lib.device import device
-from stages.lib.encoder import Encoder
 from stages.lib.fidelity import Fidelity, Moments, PrincipalComponents, TokenMeans, mean, squared_distance
+from stages.lib.saelens import SAE
 from stages.lib.side_by_side import side_by_side
 from stages.lib.store import Store
 from stages.lib.windows import Windows, read_windows
@@ -50,36 +50,34 @@ def token_means(store: Store, d_vocab: int) -> Float[Tensor, "d_vocab d_in"]:
     return means.table().to(device())
 
 
-def fidelities(
-    store: Store, windows: Windows, encoders: Sequence[Encoder], d_vocab: int
-) -> tuple[Baselines, list[Fidelity]]:
+def fidelities(store: Store, windows: Windows, saes: Sequence[SAE], d_vocab: int) -> tuple[Baselines, list[Fidelity]]:
     """The sums of the baselines and of every SAE over the test tokens."""
     n_documents = len(windows.document_ids)
     centre = mean(x.to(device()) for x in store.batches("test", BATCH))
     principal = PrincipalComponents(Moments(x.to(device()) for x in store.batches("fit", BATCH)))
     table = token_means(store, d_vocab)
     total, unigram, left = np.zeros(n_documents), 0.0, np.zeros(store.d_in + 1)
-    sums = [Fidelity(one.sae.d_sae, n_documents, store.mean.to(device())) for one in encoders]
+    sums = [Fidelity(one.d_sae, n_documents, store.mean.to(device())) for one in saes]
     for x, ids, documents in labelled(store, windows, "test"):
         total += block_sums(squared_distance(x, centre), documents, n_documents)
         unigram += float(squared_distance(x, table[ids.long()]).sum())
         left += principal.squared_error(x)
-        side_by_side(partial(_add, x=x, documents=documents), zip(encoders, sums, strict=True), device())
+        side_by_side(partial(_add, x=x, documents=documents), zip(saes, sums, strict=True), device())
     return Baselines(total, unigram / total.sum(), left / total.sum()), sums
 
 
-def _add(pair: tuple[Encoder, Fidelity], x: Tensor, documents: np.ndarray) -> None:
+def _add(pair: tuple[SAE, Fidelity], x: Tensor, documents: np.ndarray) -> None:
     one, own = pair
-    active = one.on_device(x)
-    own.add(x, one.sae.decode_active(active), active, documents)
+    active = one.active(x)
+    own.add(x, one.decode_active(active), active, documents)
 
 
-def dead(store: Store, one: Encoder, own: Fidelity) -> Bool[np.ndarray, " d_sae"]:
+def dead(store: Store, one: SAE, own: Fidelity) -> Bool[np.ndarray, " d_sae"]:
     """Which features fire neither in test nor in validation, read until all have fired."""
     silent = own.firings == 0
     for x in store.batches("validation", BATCH):
         if not silent.any():
             break
-        silent[one.on_device(x.to(device())).feature] = False
+        silent[one.active(x.to(device())).feature] = False
     result: np.ndarray = silent.cpu().numpy()
     return result
