@@ -11,7 +11,7 @@ from stages.lib.sae import SAE, random_directions
 from stages.lib.seeds import integer
 from stages.lib.training import Schedule
 
-DEFAULT_LR = 3e-3
+DEFAULT_LR = 8e-3
 """`train.lr` in `params.yaml`."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "relu": {},

@@ -77,6 +77,15 @@ def test_the_weight_follows_l0_by_hand() -> None:
     assert float(sae.coefficient) == pytest.approx(start * math.exp(SPEED * 1e-3 * math.log(2)))
 
 
+def test_more_may_be_active_early() -> None:
+    sae = build("relu", directions(), l1_coefficient=None, l0=[4.0])
+    sae.advance(0.5)
+    sae.lead(losses(4.5), 1e-3, 1.0)  # 4 (1 + .5^3) = 4.5
+    assert float(sae.coefficient) == pytest.approx(sae.usual_coefficient * 16 / 4)
+    sae.lead(losses(4.0), 1e-3, 1.0)
+    assert float(sae.coefficient) < sae.usual_coefficient * 16 / 4
+
+
 def test_the_target_of_the_quadratic_loss_is_led() -> None:
     sae = build("jump_relu with a quadratic loss", directions())
     sae.lead(losses(10.0), 1.0, 1.0)

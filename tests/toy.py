@@ -20,7 +20,9 @@ SMALLEST, LARGEST = 2500, 9000
 """Bytes of a text."""
 ARMS = ("relu", "jump_relu", "topk", "matryoshka", "frozen_decoder", "untrained", "pca_topk")
 LEVELS = [2, 4, 8]
-"""Wanted L0."""
+"""Wanted L0 ..."""
+OWN_LEVELS = {"relu": [12, 16, 24]}
+"""... but of an arm that else would reconstruct worse than the mean activation of each token, which is refused."""
 SETTINGS: dict[str, Any] = {
     "corpus.source": "local_files",
     "corpus.local_files": {"glob": "**/*.py", "column": "text"},
@@ -145,7 +147,7 @@ def make(directory: Path, arms: Iterable[str] = ARMS, seeds: Iterable[int] = (0,
             if arm not in chosen:
                 del document["saes"][arm]
         for arm in chosen:
-            document["saes"][arm]["l0"] = LEVELS
+            document["saes"][arm]["l0"] = [*OWN_LEVELS.get(arm, LEVELS)]
         controls = document["compare"]["controls"]
         document["compare"]["controls"] = [arm for arm in controls if arm in chosen]
 

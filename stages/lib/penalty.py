@@ -4,15 +4,16 @@ A penalty's weight c says little about the L0 that it gives, so a level may be t
 starts at the method's usual value for an L0 of 16, times 16 / T, and once the warm-up of the sparsity loss is over it
 follows, after every step,
 
-    log c <- log c + min(SPEED lr, FASTEST) clamp(log(L0 / T) + log r, -1, 1)
+    log c <- log c + min(SPEED lr, FASTEST) clamp(log(L0 / T(t)) + log r, -1, 1),   T(t) = T (1 + (1 - t)^3)
 
-with the highest learning rate lr so far, the L0 of the batch, and r the ratio of the L0 of validation activations to
-that of the batch, measured every few steps and smoothed: features fire more often on text that the SAE has not seen.
-L0 answers to c only as fast as weights move, so with a low learning rate c moves slowly: otherwise it would run far
-beyond its value while L0 comes down from that of random weights, and kill features. That leaves the last weights within
-a few percent of T. The rest is done after training, as BatchTopK sets its threshold: all features get the same small
-shift of the pre-activation above which they fire (of b_enc for a ReLU), the one that leaves exactly T active features a
-token on validation activations.
+with the share t of the training that is done, the highest learning rate lr so far, the L0 of the batch, and r the ratio
+of the L0 of validation activations to that of the batch, measured every few steps and smoothed: features fire more
+often on text that the SAE has not seen. T(t) falls as L0 does under a constant weight; held at T from the start, a ReLU
+finds fewer features of a known dictionary. L0 answers to c only as fast as weights move, so with a low learning rate c
+moves slowly: otherwise it would run far beyond its value while L0 comes down from that of random weights, and kill
+features. That leaves the last weights within a few percent of T. The rest is done after training, as BatchTopK sets its
+threshold: all features get the same small shift of the pre-activation above which they fire (of b_enc for a ReLU), the
+one that leaves exactly T active features a token on validation activations.
 
 The price is a weight that changes while the SAE trains, written to `history.csv`, and the shift, written to
 `train.json`. Both depend on nothing but the activations, so equal runs stay equal.
@@ -72,7 +73,7 @@ class PenaltySAE(SAE):
         self.coefficient = torch.tensor(first, dtype=decoder.dtype, device=decoder.device)
         self.log_ratio = torch.zeros_like(self.coefficient)
         self.n_led = self.n_resamplings = 0
-        self.highest_lr = 0.0
+        self.highest_lr, self.progress = 0.0, 1.0
         self.is_due = False
         self.sample: Tensor | None = None
 
@@ -88,7 +89,8 @@ class PenaltySAE(SAE):
         if self.sample is not None and self.n_led % MEASURED_EVERY == 0:
             self._measure(losses.l0)
         self.n_led += 1
-        miss = losses.l0.clamp_min(LEAST_L0).div(self.level).log().add(self.log_ratio).clamp(-1, 1)
+        target = self.level * (1 + (1 - self.progress) ** 3)
+        miss = losses.l0.clamp_min(LEAST_L0).div(target).log().add(self.log_ratio).clamp(-1, 1)
         self.multiply_(miss.mul(min(SPEED * self.highest_lr, FASTEST)).exp())
 
     def finish(self, x: Float[Tensor, "token d_in"]) -> None:
@@ -121,7 +123,8 @@ class PenaltySAE(SAE):
         self.log_ratio.lerp_(log_ratio, SMOOTHING)
 
     def advance(self, progress: float) -> None:
-        """See whether dead features are to be resampled before the next step."""
+        """See how far the training is, and whether dead features are to be resampled before the next step."""
+        self.progress = progress
         self.is_due = self.n_resamplings < sum(share <= progress for share in self.params.resample_at)
 
     @torch.no_grad()
