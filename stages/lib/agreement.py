@@ -74,10 +74,10 @@ def summarise(
     for (arm, other), group in table.groupby(["arm", "other_arm"], sort=False):
         arms.setdefault(str(arm), {})[str(other)] = float(group["mcc"].mean())
     result: dict[str, Any] = {"arms": arms}
-    initial = table["initial"].dropna()
+    tested = table[~table["arm"].isin(list(controls)) & ~table["other_arm"].isin(list(controls))]
+    initial = tested["initial"].dropna()  # a control may begin with directions that are not random
     if len(initial):
         result["initial"] = {"mean": float(initial.mean()), "high": float(initial.max()), "n": len(initial)}
-    tested = table[~table["arm"].isin(list(controls)) & ~table["other_arm"].isin(list(controls))]
     found = _contrast(tested, n_permutations, generator)
     return result | ({"contrast": found} if found is not None else {})
 

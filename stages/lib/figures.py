@@ -61,9 +61,10 @@ LOOKS = {
     "p_anneal": Look("#8C6D1F", "X", "-"),
     "frozen_decoder": Look("#7F7F7F", "x", "--"),
     "untrained": Look("#2B2B2B", "+", "--"),
+    "pca_topk": Look("#7B3294", "<", "--"),
 }
 SPARE = [
-    Look(c, m, "-.") for c, m in zip(("#7B3294", "#A6611A", "#01665E", "#B2182B", "#4D4D9F"), "<>hp*", strict=True)
+    Look(c, m, "-.") for c, m in zip(("#A6611A", "#01665E", "#B2182B", "#4D4D9F", "#1B7837"), ">hp*d", strict=True)
 ]
 KINDS = {"lexical": "#0072B2", "syntactic": "#009E73", "contextual": "#D55E00", "positional": "#CC79A7"}
 GREY = "#b5bcc4"
