@@ -126,11 +126,12 @@ def changed(path: str, value: Any) -> Any:
 
 
 def declared() -> dict[str, set[str]]:
-    """The paths of params.yaml that each stage lists, by the stage's name."""
+    """The paths of params.yaml that each stage lists, by the stage's name; `synthetic/` is a pipeline of its own."""
     with Repo() as repo:
         return {
             stage.addressing: {path for dep in stage.deps if hasattr(dep, "params") for path in dep.params}
             for stage in repo.index.stages
+            if stage.path_in_repo == "dvc.yaml"
         }
 
 

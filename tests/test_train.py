@@ -65,7 +65,7 @@ SAES = {
     "led": {
         "variant": "relu",
         "activations": "main",
-        "l0": [2.0, 4.0],
+        "l0": [4.0, 6.0],
         "decoder_norm": "free",
         "resample_at": [0.3, 0.6],
     },

@@ -25,7 +25,7 @@ class Stretch(NamedTuple):
 
 
 def strongest_rows(
-    batches: Iterable[Float[Tensor, "token d_in"]], sae: SAE, features: Int[Tensor, " feature"], n: int
+    batches: Iterable[Float[Tensor, "_ d_in"]], sae: SAE, features: Int[Tensor, " feature"], n: int
 ) -> tuple[Float[Tensor, "feature rank"], Int[Tensor, "feature rank"]]:
     """For each feature its `n` largest activations, descending, and the rows where they are."""
     values = torch.zeros(len(features), 0)
