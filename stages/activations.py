@@ -1,15 +1,22 @@
-"""What the model's tokens look like at one hook.    in: data/model, data/tokens    out: data/activations/<revision>.
+"""What the model's tokens look like at one hook or several.
 
-A row is a token. The model runs only up to the hooked layer. Training rows go where a seeded permutation sends them, so
-reading the shards in order is reading tokens at random; the rows of the other splits stay in the order of the text. The
-first position of every window (BOS) and padding give no row. All revisions take the same tokens to the same places.
+in: data/model, data/tokens    out: data/activations/<entry of activations.revisions>
+
+A row is a token. The model runs only up to the highest hooked layer. Training rows go where a seeded permutation sends
+them, so reading the shards in order is reading tokens at random; the rows of the other splits stay in the order of the
+text. The first position of every window (BOS) and padding give no row. All revisions take the same tokens to the same
+places.
+
+A batch of windows is worked out by one thread, whole, and its rows have places of their own. So the bytes are the same
+however many threads and processes there are, in whatever order they come, and however often they were killed.
 """
 
 import threading
-import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +24,28 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stages.lib import params, seeds
 from stages.lib.device import device
+from stages.lib.disk import full_disk_said
 from stages.lib.errors import UserError, run
-from stages.lib.extraction import Hook, Work, capture, extract, plan
+from stages.lib.extraction import Hook, Work, extract, plan, share
 from stages.lib.files import read_json
-from stages.lib.language_model import MODEL, check_hook, load_model, model_path, resolve_hook
+from stages.lib.language_model import (
+    MODEL,
+    Place,
+    check_hook,
+    load_model,
+    model_path,
+    place_of,
+    resolve_hook,
+    weights_checksum,
+)
 from stages.lib.log import Log
+from stages.lib.memory import keep_freed_memory
 from stages.lib.permutation import Permutation
 from stages.lib.resume import Resume, fingerprint
 from stages.lib.store import ACTIVATIONS, DTYPES, SPLITS
 from stages.lib.store_writer import StoreWriter, place
+from stages.lib.team import Team, launch
+from stages.lib.up_to_date import SETTINGS
 from stages.lib.windows import TOKENS, Windows, read_windows
 
 if TYPE_CHECKING:
@@ -33,6 +53,8 @@ if TYPE_CHECKING:
 
 RECORD_SECONDS = 20.0
 """Between two records of progress: what a kill can cost."""
+GPU_WORKERS = 2
+"""Threads that share a GPU: one writes rows while the other's batch is worked out."""
 
 
 class ActivationsParams(params.Params):
@@ -41,11 +63,21 @@ class ActivationsParams(params.Params):
     layer: int
     site: str
     revisions: Annotated[list[str], Field(min_length=1)]
+    """Entries: a revision of the model, or `<revision>+<hook name>` for another hook than `layer` and `site` give."""
     n_tokens: PositiveInt
+    compute: Literal["float32", "bfloat16"]
     dtype: Literal["float32", "bfloat16", "float16"]
     shard_rows: PositiveInt
     batch_windows: PositiveInt
     seed: NonNegativeInt
+
+    def places(self) -> dict[str, Place]:
+        """What each entry of `revisions` stands for."""
+        return {entry: place_of(entry, self.layer, self.site) for entry in self.revisions}
+
+    def revisions_of_model(self) -> list[str]:
+        """The revisions of the model in the order in which they are first named."""
+        return list(dict.fromkeys(place.revision for place in self.places().values()))
 
 
 def settings() -> ActivationsParams:
@@ -54,6 +86,7 @@ def settings() -> ActivationsParams:
     if len(set(own.revisions)) < len(own.revisions):
         raise UserError(f"params.yaml: activations.revisions names a revision twice: {', '.join(own.revisions)}")
     resolve_hook(0, own.site, n_layers=1)  # the site alone: whether there is such a layer is for the model to say
+    own.places()
     return own
 
 
@@ -74,123 +107,239 @@ def plan_split(split: str, windows: Windows, own: ActivationsParams) -> Work:
     return plan(rows, order(in_order), own.n_tokens)
 
 
-class Extraction:
-    """What all revisions share: the settings, the windows, the work, and where the rows of training go."""
+class Batch(NamedTuple):
+    """Some windows of a split."""
 
-    def __init__(self, own: ActivationsParams, resume: Resume) -> None:
-        self.own, self.resume = own, resume
+    split: str
+    number: int
+
+
+class Extraction:
+    """What all processes share (the settings, the windows, the work, where rows go) and what this one has done."""
+
+    def __init__(self, own: ActivationsParams, resume: Resume, team: Team, n_threads: int) -> None:
+        self.own, self.resume, self.team = own, resume, team
+        self.on = team.device(device())
+        self.n_workers = n_threads if self.on.type == "cpu" else GPU_WORKERS
         self.windows = {split: read_windows(split) for split in SPLITS}
         self.work = {split: plan_split(split, windows, own) for split, windows in self.windows.items()}
         self.rows = {split: int(work.rows.sum()) for split, work in self.work.items()}
         stream = seeds.sequence(own.seed, "activations", "rows")
         self.permutation = Permutation.from_seed(self.rows["train"], stream)
+        self.loaded = (own.revisions_of_model()[0], self._load(own.revisions_of_model()[0]))
+        """The model that was loaded last, and its revision."""
+        self.hooks = {entry: self._hook(entry, place, self.loaded[1]) for entry, place in own.places().items()}
+        self.writers = {entry: self._writer(entry) for entry in own.revisions}
+        self.done: dict[str, dict[str, Any]] = {}
+        """Of each revision and split, which batches are done, as far as this process knows."""
         self._lock, self._stopped = threading.Lock(), threading.Event()
 
-    def build(self, revisions: list[str]) -> list[Path]:
-        """Run the revisions over all splits; returns the directories of their finished stores.
+    def _load(self, revision: str) -> "TransformerBridge":
+        return load_model(revision, self.on, getattr(torch, self.own.compute))
 
-        On a CPU they run side by side, each with its share of the threads: the products of one model are often too
-        small to be shared among threads.
-        """
-        with Log("activations", len(revisions) * sum(self.rows.values()), "token", self._done(revisions)) as log:
-            if device().type != "cpu" or len(revisions) == 1:
-                return [self._build_one(revision, self._model(revision), log) for revision in revisions]
-            models = [self._model(revision) for revision in revisions]  # one by one: importing is not for threads
-            share = max(1, torch.get_num_threads() // len(revisions))
-            with ThreadPoolExecutor(len(revisions), initializer=torch.set_num_threads, initargs=(share,)) as pool:
-                builds = [pool.submit(self._build_one, *both, log) for both in zip(revisions, models, strict=True)]
-                try:
-                    done = wait(builds, return_when=FIRST_EXCEPTION).done
-                finally:
-                    self._stopped.set()
-                for build in done:
-                    build.result()  # the error that ended the wait, if there is one
-                return [build.result() for build in builds]
+    @staticmethod
+    def _hook(entry: str, place: Place, model: "TransformerBridge") -> Hook:
+        asked = f"activations.revisions has {entry!r}, layer" if "+" in entry else "activations.layer is"
+        name = resolve_hook(place.layer, place.site, model.cfg.n_layers, asked)
+        check_hook(model, name)
+        return Hook(name, place.layer % model.cfg.n_layers)
 
-    def _model(self, revision: str) -> "TransformerBridge":
-        model = load_model(revision, device())
-        check_hook(model, self._hook(model).name)
-        return model
+    def _writer(self, entry: str) -> StoreWriter:
+        return StoreWriter(self.resume.directory / entry, self.identity(entry), self.rows, self.own.shard_rows)
 
-    def _hook(self, model: "TransformerBridge") -> Hook:
-        name = resolve_hook(self.own.layer, self.own.site, model.cfg.n_layers)
-        return Hook(name, self.own.layer % model.cfg.n_layers, DTYPES[self.own.dtype][0])
-
-    def _state(self, revision: str) -> dict[str, Any]:
-        """Batches done of each split, and how far the writer has come with the end."""
-        return self.resume.load(revision) or {"batches": dict.fromkeys(SPLITS, 0), "finish": {}}
-
-    def _done(self, revisions: list[str]) -> int:
-        """Tokens of an earlier run."""
-        return sum(
-            int(self.work[split].rows[: n * self.own.batch_windows].sum())
-            for revision in revisions
-            for split, n in self._state(revision)["batches"].items()
-        )
-
-    def _build_one(self, revision: str, model: "TransformerBridge", log: Log) -> Path:
-        hook = self._hook(model)
-        directory = self.resume.directory / revision
-        writer = StoreWriter(directory, self.identity(revision, hook, model), self.rows, self.own.shard_rows)
-        state = self._state(revision)
-        for split in SPLITS:
-            if not writer.prepare(split):
-                state["batches"][split], state["finish"] = 0, {}
-        for split in SPLITS:
-            self._fill(model, hook, split, writer, state, log)
-        writer.finish(state["finish"], lambda finish: self.resume.save({**state, "finish": finish}, revision))
-        return directory
-
-    def identity(self, revision: str, hook: Hook, model: "TransformerBridge") -> dict[str, Any]:
+    def identity(self, entry: str) -> dict[str, Any]:
         """What the index says before any row is there."""
-        facts = read_json(MODEL / "model.json")
-        tokens = self.windows["train"].tokens[:1, :2].long().to(device())
+        facts, place, hook = read_json(MODEL / "model.json"), self.own.places()[entry], self.hooks[entry]
         return {
             "model": facts["name"],
             "commit": facts["commit"],
-            "revision": revision,
+            "revision": place.revision,
+            "weights": weights_checksum(place.revision),
             "hook_name": hook.name,
             "layer": hook.layer,
-            "d_in": capture(model, tokens, hook).shape[-1],
+            "d_in": int(self.loaded[1].cfg.d_model),
             "dtype": self.own.dtype,
             "n_ctx": self.windows["train"].n_ctx,
             "seed": self.own.seed,
             "permutation": self.permutation.recipe(),
+            "settings": self.own.model_dump(include=set(SETTINGS)),
         }
 
-    def _fill(
-        self, model: "TransformerBridge", hook: Hook, split: str, writer: StoreWriter, state: dict[str, Any], log: Log
-    ) -> None:
-        """Run what is left of a split, and record progress as it is safe on the disk."""
-        recorded, done = time.monotonic(), state["batches"][split]
-        for rows in extract(model, self.windows[split], self.work[split], hook, self.own.batch_windows, done):
+    def entries(self, revision: str) -> list[str]:
+        """The entries that one pass over a revision of the model fills."""
+        return [entry for entry, place in self.own.places().items() if place.revision == revision]
+
+    def n_batches(self, split: str) -> int:
+        """How many batches the windows of a split make."""
+        return -(-len(self.work[split].window) // self.own.batch_windows)
+
+    def prepare(self) -> None:
+        """Reserve the room, and take up what earlier runs recorded, however many processes they had."""
+        names = self.own.revisions_of_model()
+        self.done = {
+            name: {split: torch.zeros(self.n_batches(split), dtype=torch.bool) for split in SPLITS} for name in names
+        }
+        for path in sorted(self.resume.directory.glob("progress-*.resume")):
+            kept = self.resume.load(path.stem)
+            assert kept is not None, f"{path} vanished"
+            for name in names:
+                for split in SPLITS:
+                    self.done[name][split] |= kept[name][split]
+        for entry, writer in self.writers.items():
+            for split in SPLITS:
+                if not writer.prepare(split):
+                    self.done[self.own.places()[entry].revision][split].fill_(False)
+                    for path in self.resume.directory.glob(f"{entry}.{split}-*.resume"):
+                        path.unlink()
+        self.resume.save(self.done, "progress-0")
+        for path in self.resume.directory.glob("progress-*.resume"):
+            if path.stem != "progress-0":
+                path.unlink()
+
+    def take_up(self) -> None:
+        """Know what `prepare` found."""
+        kept = self.resume.load("progress-0")
+        assert kept is not None, f"{self.resume.directory} has no progress-0.resume"
+        self.done = kept
+
+    def left(self, revision: str) -> list[Batch]:
+        """This process's share of the batches to do."""
+        batches = [
+            Batch(split, number)
+            for split in SPLITS
+            for number in torch.nonzero(~self.done[revision][split]).flatten().tolist()
+        ]
+        return batches[self.team.rank :: self.team.size]
+
+    def n_rows(self, batch: Batch) -> int:
+        """Rows that a batch gives at each hook."""
+        return int(self.work[batch.split].rows[self._windows(batch)].sum())
+
+    def _windows(self, batch: Batch) -> slice:
+        return slice(batch.number * self.own.batch_windows, (batch.number + 1) * self.own.batch_windows)
+
+    def build(self) -> None:
+        """Do this process's share of the batches of all revisions, then of the checksums."""
+        names = self.own.revisions_of_model()
+        shares = {name: self.left(name) for name in names}
+        todo = sum(self.n_rows(batch) for share in shares.values() for batch in share)
+        whole = len(names) * sum(self.rows.values()) // self.team.size
+        stage = f"activations-{self.team.rank}" if self.team.rank else "activations"
+        with Log(stage, max(whole, todo), "token", max(0, whole - todo)) as log:
+            for name, batches in shares.items():
+                if batches:
+                    self._fill(name, batches, log)
+        self.team.meet()
+        shards = [
+            (entry, split, number)
+            for entry, writer in self.writers.items()
+            for split, rows in writer.shards.items()
+            for number in range(len(rows))
+        ]
+        with ThreadPoolExecutor(self.n_workers) as pool:
+            digests = [pool.submit(self._digest, *shard) for shard in shards[self.team.rank :: self.team.size]]
+            for digest in digests:
+                digest.result()
+        self.team.meet()
+
+    def _fill(self, revision: str, batches: list[Batch], log: Log) -> None:
+        """Run batches of a revision, in threads, and record progress as it is safe on the disk."""
+        if self.loaded[0] != revision:
+            self.loaded = (revision, self._load(revision))
+        model, todo = self.loaded[1], iter(batches)
+        with ThreadPoolExecutor(self.n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            models = [model, *(share(model) for _ in range(1, min(self.n_workers, len(batches))))]
+            workers = [pool.submit(self._work, own, revision, todo, log) for own in models]
+            try:
+                while unfinished(workers, RECORD_SECONDS):
+                    self._record(revision)
+            finally:
+                self._stopped.set()
+                wait(workers)
+                self._record(revision)
+        self._stopped.clear()
+        for worker in workers:
+            worker.result()  # the error that ended it, if there is one
+
+    def _work(self, model: "TransformerBridge", revision: str, todo: Iterator[Batch], log: Log) -> None:
+        entries = self.entries(revision)
+        hooks, dtype = [self.hooks[entry] for entry in entries], DTYPES[self.own.dtype][0]
+        while not self._stopped.is_set():
+            with self._lock:
+                batch = next(todo, None)
+            if batch is None:
+                return
+            split = batch.split
+            rows = extract(model, self.windows[split], self.work[split], hooks, dtype, self._windows(batch))
             target = self.permutation(rows.row) if split == "train" else rows.row
-            writer.scatter(split, target, rows.activations, rows.position)
-            state["batches"][split] += 1
+            for entry, activations in zip(entries, rows.activations, strict=True):
+                self.writers[entry].scatter(split, target, activations, rows.position)
             with self._lock:
                 log.advance(len(rows.row), split=split)
-            if self._stopped.is_set() or time.monotonic() - recorded >= RECORD_SECONDS:
-                self._record(writer, state)
-                recorded = time.monotonic()
-            if self._stopped.is_set():
-                raise InterruptedError("another revision failed")
-        self._record(writer, state)
+                self.done[revision][split][batch.number] = True
 
-    def _record(self, writer: StoreWriter, state: dict[str, Any]) -> None:
-        writer.flush()  # first the rows, then the record of them
-        self.resume.save(state, writer.identity["revision"])
+    def _record(self, revision: str) -> None:
+        with self._lock:
+            done = {name: {split: mask.clone() for split, mask in both.items()} for name, both in self.done.items()}
+        for entry in self.entries(revision):
+            self.writers[entry].flush()  # first the rows, then the record of them
+        self.resume.save(done, f"progress-{self.team.rank}")
+
+    def _digest(self, entry: str, split: str, number: int) -> dict[str, Any]:
+        """A shard's checksum and moments, which are worked out once."""
+        name = f"{entry}.{split}-{number:05d}"
+        found = self.resume.load(name)
+        if found is None:
+            found = self.writers[entry].digest(split, number)
+            self.resume.save(found, name)
+        return found
+
+    def finish(self) -> list[Path]:
+        """Write the indices; returns the directories of the finished stores."""
+        for entry, writer in self.writers.items():
+            writer.write_index(partial(self._digest, entry))
+        return [writer.directory for writer in self.writers.values()]
+
+
+def unfinished(workers: list[Future[None]], seconds: float) -> bool:
+    """Whether there is work left and no worker has failed, after some time at most."""
+    found = wait(workers, seconds, FIRST_EXCEPTION)
+    return bool(found.not_done) and not any(worker.exception() for worker in found.done)
+
+
+def extract_all(own: ActivationsParams, team: Team) -> None:
+    """Build the stores of all entries together with the other processes, then put them in place."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    inputs = [MODEL / "model.json", TOKENS / "tokens.json", *(TOKENS / f"{split}.safetensors" for split in SPLITS)]
+    for revision in own.revisions_of_model():
+        inputs += sorted(path for path in model_path(revision).iterdir() if path.is_file())
+    resume = Resume("activations", fingerprint((own, device().type), inputs))
+    if team.rank:
+        team.meet()
+        extraction = Extraction(own, resume, team, n_threads)
+        extraction.take_up()
+        team.meet()
+        extraction.build()
+        return
+    with resume:
+        extraction = Extraction(own, resume, team, n_threads)
+        extraction.prepare()
+        team.meet()
+        team.meet()  # only when all know what there is to do may it change
+        extraction.build()
+        place(extraction.finish(), ACTIVATIONS)
+        resume.clear()
 
 
 def main() -> None:
-    """Build the store of every revision, then put them all in place."""
+    """Do the stage, in several processes if asked to."""
     own = settings()
-    inputs = [MODEL / "model.json", TOKENS / "tokens.json", *(TOKENS / f"{split}.safetensors" for split in SPLITS)]
-    for revision in own.revisions:
-        inputs += sorted(path for path in model_path(revision).iterdir() if path.is_file())
-    with Resume("activations", fingerprint((own, device().type), inputs)) as resume:
-        extraction = Extraction(own, resume)
-        place(extraction.build(own.revisions), ACTIVATIONS)
-        resume.clear()
+    keep_freed_memory()
+    if launch("stages.activations"):
+        return
+    with full_disk_said(), Team() as team:
+        extract_all(own, team)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from stages.lib.cross_entropy import spread
 from stages.lib.device import device
 from stages.lib.errors import run
 from stages.lib.files import read_json
-from stages.lib.language_model import load_model
+from stages.lib.language_model import check_weights, load_model
 from stages.lib.log import Log
 from stages.lib.memory import keep_freed_memory
 from stages.lib.node_scores import (
@@ -209,12 +209,13 @@ def main(arm: str) -> None:
     cells = members(arm, seeds)
     described = {cell.seed: read_json(cell.directory.parent / "train.json") for cell in cells}
     cells = [cell for cell in cells if cell.level == described[cell.seed]["follow_level"]]
-    revision = described[cells[0].seed]["activations"]
-    windows, hook_name = read_windows("test"), open_store(revision).hook_name
+    store = open_store(described[cells[0].seed]["activations"])
+    check_weights(store.index, store.directory)
+    windows, hook_name = read_windows("test"), store.hook_name
     chosen = torch.from_numpy(spread(len(windows.length), own.n_windows))
     longest = int(windows.length[chosen].max())
     tokens, valid = (whole[chosen, :longest].to(device()) for whole in (windows.tokens, windows.valid()))
-    model = load_model(revision, device())
+    model = load_model(store.index["revision"], device())
     batch = max(1, LOGITS // (longest * model.cfg.d_vocab))
     tables: list[pd.DataFrame] = []
     rows: list[Row] = []

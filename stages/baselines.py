@@ -17,6 +17,7 @@ from stages.lib import params
 from stages.lib.baseline_results import Baselines, identity, write_baselines
 from stages.lib.baselines import DenseProbe, TokenLookup
 from stages.lib.concept_sample import (
+    SPLITS,
     Parts,
     Sample,
     candidates,
@@ -60,7 +61,7 @@ def fitted(parts: Parts, sample: Sample, l2: float) -> tuple[TokenLookup, DenseP
 def main(revision: str) -> None:
     """Detect the concepts of a revision without an SAE."""
     own, d_sae = settings(revision)
-    parts = read_parts(open_store(revision), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
+    parts = read_parts(open_store(revision, verify=SPLITS), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
     validation, test = parts.whole["validation"], parts.whole["test"]
     with Log(f"baselines@{revision}", total=len(validation) + len(test), unit="token") as log:
         sample = draw_sample(parts, own.n_shifts, stream(own.seed, "draw"))

@@ -110,11 +110,12 @@ def _check_across_sections(checked: dict[str, Any]) -> None:
                 f"{params.PARAMS_FILE}: tokens.n_ctx is {tokens.n_ctx}, more than "
                 f"model.scratch.n_ctx = {source_params.n_ctx}"
             )
-        if not -source_params.n_layers <= activations.layer < source_params.n_layers:
-            raise UserError(
-                f"{params.PARAMS_FILE}: activations.layer is {activations.layer}, beyond the model's: "
-                f"model.scratch.n_layers = {source_params.n_layers}"
-            )
+        for entry, place in activations.places().items():
+            if not -source_params.n_layers <= place.layer < source_params.n_layers:
+                raise UserError(
+                    f"{params.PARAMS_FILE}: activations.layer is {place.layer} (of {entry}), beyond the model's: "
+                    f"model.scratch.n_layers = {source_params.n_layers}"
+                )
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ def main() -> None:
             followed = followed_members(arm, seeds[:2])
             revision = revision_of(arm, seeds[0])
             if revision not in x:
-                x[revision] = _validation(open_store(revision), own, revision)
+                x[revision] = _validation(open_store(revision, verify=("validation",)), own, revision)
             first, *others = [firing_features(member, x[revision], own) for member in followed]
             found, summary[arm] = describe(own, first, others[0] if others else None)
             cosines = first.directions @ first.directions.T

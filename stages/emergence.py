@@ -139,7 +139,7 @@ def main(arm: str) -> None:
     keep_freed_memory()
     chosen = followed_members(arm, seeds)
     n_checkpoints = sum(len(checkpoints(member.directory)) for member in chosen)  # fails before any computing
-    store = open_store(revision(arm, seeds[0]))
+    store = open_store(revision(arm, seeds[0]), verify=("fit", "validation", "test"))
     splits = {"fit": own.n_fit, "validation": own.n_validation, "test": own.n_test}
     parts = Parts(**{
         split: read_labelled(store, split, n, numpy_generator(own.seed, "part", split)) for split, n in splits.items()

@@ -32,7 +32,7 @@ from stages.lib.device import device
 from stages.lib.errors import run
 from stages.lib.fidelity import Fidelity, effective_dictionary, l0_statistics
 from stages.lib.files import read_json
-from stages.lib.language_model import load_model
+from stages.lib.language_model import check_weights, load_model
 from stages.lib.log import Log
 from stages.lib.memory import keep_freed_memory
 from stages.lib.patching import check_resumption, index_batches
@@ -160,9 +160,11 @@ def main(arm: str) -> None:
     own, seeds = settings(arm)
     keep_freed_memory()
     cells = members(arm, seeds)
-    revision = read_json(cells[0].directory.parent / "train.json")["activations"]
-    store, windows = open_store(revision), read_windows("test")
-    model = load_model(revision, device())
+    store = open_store(
+        read_json(cells[0].directory.parent / "train.json")["activations"], verify=("validation", "test")
+    )
+    check_weights(store.index, store.directory)
+    windows, model = read_windows("test"), load_model(store.index["revision"], device())
     saes = [load_sae(cell.directory).to(device()) for cell in cells]
     with Log(f"evaluate@{arm}", unit="SAE") as log, torch.no_grad():
         baselines, sums = fidelities(store, windows, saes, model.cfg.d_vocab)

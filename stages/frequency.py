@@ -160,7 +160,7 @@ def main(arm: str) -> None:
     own, seeds = settings(arm)
     keep_freed_memory()
     runs = members(arm, seeds)
-    store = open_store(read_json(runs[0].directory.parent / "train.json")["activations"])
+    store = open_store(read_json(runs[0].directory.parent / "train.json")["activations"], verify=("validation", "test"))
 
     def generator(*names: str | int) -> np.random.Generator:
         return numpy_generator(own.seed, "frequency", *names)

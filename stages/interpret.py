@@ -21,6 +21,7 @@ from stages.lib.arms import Member, members
 from stages.lib.baseline_results import Baselines, identity, read_baselines
 from stages.lib.concept_probes import Probed, dense_auroc, draw_probed, sparse_aurocs
 from stages.lib.concept_sample import (
+    SPLITS,
     Sample,
     candidates,
     document_resamples,
@@ -121,7 +122,7 @@ def main(arm: str) -> None:
     runs = members(arm, seeds)
     train = read_json(runs[0].directory.parent / "train.json")
     saes, revision = load_saes(runs, max(own.k)), train["activations"]
-    parts = read_parts(open_store(revision), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
+    parts = read_parts(open_store(revision, verify=SPLITS), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
     validation, test = parts.whole["validation"], parts.whole["test"]
     baselines = read_baselines(revision, identity(own, next(iter(saes.values())).d_sae, parts.concepts))
     control = Key("control", int(train["follow_level"]), runs[0].seed)

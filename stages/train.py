@@ -24,6 +24,7 @@ from stages.lib import params, plugins, tensors
 from stages.lib.arms import cell
 from stages.lib.batches import Rows, normalised_batches, resident
 from stages.lib.device import device
+from stages.lib.disk import full_disk_said
 from stages.lib.errors import UserError, run
 from stages.lib.files import write_json, write_text
 from stages.lib.memory import keep_freed_memory
@@ -34,6 +35,7 @@ from stages.lib.seeds import integer
 from stages.lib.store import DTYPES, Store, open_store
 from stages.lib.training import Row, Schedule, Training, train
 from stages.lib.training_log import TrainingLog
+from stages.lib.up_to_date import activation_settings, check_settings
 
 N_BLOCKS, BLOCK_ROWS = 64, 256
 """Of validation activations, spread evenly, on which L0 is measured and the threshold of BatchTopK set."""
@@ -71,6 +73,8 @@ class Settings(NamedTuple):
     arm: SAEParams
     variant: ModuleType
     seed: int
+    activations: dict[str, Any]
+    """What the activations must have been made with."""
 
 
 def settings(arm: str, seed: str) -> Settings:
@@ -88,7 +92,7 @@ def settings(arm: str, seed: str) -> Settings:
         )
     if not seed.isdecimal():
         raise UserError(f"the seed must be a whole number from 0 on, not {seed!r}")
-    return Settings(own, arm_params, variant, int(seed))
+    return Settings(own, arm_params, variant, int(seed), activation_settings())
 
 
 def n_steps(own: TrainParams, n_rows: int) -> int:
@@ -203,7 +207,8 @@ def main(arm: str, seed: str) -> None:
     keep_freed_memory()
     if chosen.train.encoder == "bfloat16":
         torch.backends.cuda.matmul.allow_tf32 = True
-    store = open_store(chosen.arm.activations)
+    store = open_store(chosen.arm.activations, verify=("train", "validation"))
+    check_settings(store, chosen.activations)
     on = device()
     mean = store.mean.to(on)
     sample = validation_sample(store).to(on)
@@ -211,7 +216,7 @@ def main(arm: str, seed: str) -> None:
     steps, size = training.schedule.n_steps, chosen.train.batch_size
     stage = f"train@{arm}-{chosen.seed}"
     key = fingerprint((arm, chosen.seed, chosen.train, chosen.arm, on), [store.directory / "index.json"])
-    with Resume(stage, key) as resume:
+    with full_disk_said(), Resume(stage, key) as resume:
         if (state := resume.load()) is not None:
             training.restore(state)
         batches = normalised_batches(

@@ -76,13 +76,14 @@ def build(own: GenerateParams, resume: Resume) -> tuple[Path, Path]:
     truth = draw_truth(own, own.seed)
     save_truth(known, truth)
     writer = StoreWriter(store, identity(own), own.rows(), own.shard_rows)
+    intact = [writer.prepare(split) for split in own.rows()]
+    if not all(intact):
+        for record in resume.directory.glob("*.resume"):
+            record.unlink()
     with Log("generate", sum(own.rows().values()), "token") as log:
         for split in own.rows():
-            if not writer.prepare(split):
-                resume.save({"blocks": 0}, split)
-                resume.save({}, "finish")
             fill(own, truth, split, writer, resume, log)
-        writer.finish(resume.load("finish") or {}, lambda state: resume.save(state, "finish"))
+        writer.finish()
     return store, known
 
 

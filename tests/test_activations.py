@@ -1,6 +1,7 @@
 """The activations stage: the right tensor of the right tokens in the right places, and equal bytes after any kill."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from stages.lib.files import read_json, write_json
 from stages.lib.language_model import MODEL
 from stages.lib.log import Log
 from stages.lib.permutation import Permutation
-from stages.lib.store import open_store
+from stages.lib.store import SPLITS, open_store
 from stages.lib.windows import TOKENS, WindowWriter, read_windows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -41,6 +42,7 @@ SECTION: dict[str, Any] = {
     "site": "hook_resid_post",
     "revisions": ["main", "untrained"],
     "n_tokens": 120,
+    "compute": "float32",
     "dtype": "float32",
     "shard_rows": 64,
     "batch_windows": 3,
@@ -107,7 +109,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def loaded(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the models once, for tests that run the stage many times."""
     kept = {revision: stage.load_model(revision, "cpu") for revision in ("main", "untrained")}
-    monkeypatch.setattr(stage, "load_model", lambda revision, device: kept[revision])
+    monkeypatch.setattr(stage, "load_model", lambda revision, device, dtype: kept[revision])
 
 
 def snapshot(root: Path = Path("data/activations")) -> dict[str, bytes]:
@@ -136,7 +138,7 @@ def test_plan_by_hand() -> None:
 def test_rows_are_hugging_faces_hidden_states_of_the_text_tokens(workspace: Path) -> None:
     stage.main()
     for seed, revision in enumerate(["main", "untrained"]):
-        store = open_store(revision, verify=True)
+        store = open_store(revision, verify=SPLITS)
         assert (store.hook_name, store.layer, store.d_in) == ("blocks.1.hook_resid_post", 1, D_IN)
         for split in ("train", "fit", "validation", "test"):
             positions = store.positions(split)
@@ -205,6 +207,7 @@ def test_every_setting_changes_the_result(loaded: None) -> None:
         {"revisions": ["untrained"]},
         {"n_tokens": 119},
         {"dtype": "bfloat16"},
+        {"compute": "bfloat16"},
         {"shard_rows": 63},
         {"seed": 1},
     ]
@@ -230,6 +233,17 @@ def test_what_is_no_longer_asked_for_goes_away(loaded: None) -> None:
         ({"revisions": ["main", "mian"]}, r"no revision 'mian'; did you mean 'main'\? \(known: main, untrained\)"),
         ({"revisions": ["main", "main"]}, r"activations.revisions names a revision twice: main, main"),
         ({"revisions": []}, r"params.yaml: activations.revisions is \[\]"),
+        (
+            {"revisions": ["main", "main+blocks.0.hook_mlp_ou"]},
+            r"has 'main\+blocks.0.hook_mlp_ou': no such hook as 'blocks.0.hook_mlp_ou'; "
+            r"did you mean 'blocks.0.hook_mlp_out'\?",
+        ),
+        ({"revisions": ["main+mlp"]}, r"no such hook as 'mlp' \(known: blocks.1.hook_attn_out, "),
+        (
+            {"revisions": ["main+blocks.3.hook_mlp_out"]},
+            r"\+blocks.3.hook_mlp_out', layer 3: the model has 3 layers",
+        ),
+        ({"compute": "float16"}, r"params.yaml: activations.compute is 'float16': .*'float32' or 'bfloat16'"),
         ({"dtype": "float8"}, r"params.yaml: activations.dtype is 'float8': .*'float32', 'bfloat16' or 'float16'"),
         ({"n_tokens": 0}, r"params.yaml: activations.n_tokens is 0"),
         ({"shard_row": 1}, r"unknown key activations.shard_row; did you mean 'shard_rows'\?"),
@@ -369,3 +383,75 @@ def test_sigkill_at_random_moments_changes_no_byte(workspace: Path) -> None:
     assert len(reference) > 10
     assert int(run("-c", KILLER)) >= 3
     assert snapshot() == reference
+
+
+def test_hooks_of_one_pass_are_those_of_a_pass_each(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = ["main+blocks.0.hook_attn_out", "main+blocks.2.hook_resid_post"]
+    passes = [0]
+    extract = stage.extract
+
+    def count(*arguments: Any) -> Any:
+        passes[0] += 1
+        return extract(*arguments)
+
+    monkeypatch.setattr(stage, "extract", count)
+    configure(revisions=["main", *others, "untrained+blocks.0.hook_resid_pre"])
+    stage.main()
+    together, n_passes = snapshot(), passes[0]
+    for name, hook in (
+        ("main", "blocks.1.hook_resid_post"),
+        *((other, other.removeprefix("main+")) for other in others),
+    ):
+        store = open_store(name, verify=SPLITS)
+        assert (store.hook_name, store.index["revision"]) == (hook, "main")
+    assert open_store("untrained+blocks.0.hook_resid_pre").index["revision"] == "untrained"
+    passes[0] = 0
+    configure(revisions=["main"])
+    stage.main()
+    assert n_passes == 2 * passes[0]  # two revisions, however many hooks
+    first = snapshot()
+    configure(revisions=["main"], layer=-1)
+    stage.main()
+    for alone, name in ((first, "main"), (snapshot(), others[1])):
+        for path, content in alone.items():
+            if path.endswith("safetensors"):
+                assert content == together[path.replace("main/", f"{name}/")], path
+
+
+def test_computing_in_bfloat16_is_near(workspace: Path) -> None:
+    configure(revisions=["main"])
+    stage.main()
+    exact = open_store("main").rows("test", 0, 60)
+    configure(revisions=["main"], compute="bfloat16")
+    stage.main()
+    store = open_store("main")
+    found = store.rows("test", 0, 60)
+    assert store.index["settings"]["compute"] == "bfloat16"
+    assert not torch.equal(found, exact)
+    assert torch.equal(found, found.bfloat16().float())  # a bfloat16 number, kept as float32
+    assert ((found - exact).norm() / exact.norm()).item() < 0.02
+
+
+@pytest.mark.parametrize("kib", [20, 60])
+def test_a_full_disk_is_said_and_work_goes_on_when_there_is_room(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, kib: int
+) -> None:
+    """On a file system of a few KiB: too small for the shards, or for them and the records."""
+    stage.main()
+    reference = snapshot()
+    disk = tmp_path_factory.mktemp("disk")
+    options = f"size={kib}k"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here: not root")
+    try:
+        (Path("data") / ".resume").rename("data/.resume-before")
+        (Path("data") / ".resume").symlink_to(disk)
+        shutil.rmtree("data/activations")
+        with pytest.raises(UserError, match=r"No space left on device.*(free|make) .*space"):
+            stage.main()
+        assert not Path("data/activations").exists()
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        stage.main()
+        assert snapshot() == reference
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -108,7 +108,7 @@ def store(tmp_path: Path) -> Path:
     for split, part in zip(n, x.split(list(n.values())), strict=True):
         writer.prepare(split)
         writer.scatter(split, np.arange(len(part)), part, np.arange(1, len(part) + 1))
-    writer.finish({}, lambda state: None)
+    writer.finish()
     return tmp_path / "main"
 
 

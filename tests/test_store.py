@@ -31,14 +31,14 @@ def write(root: Path, dtype: str = "float32", seed: int = 0, revision: str = "ma
     for split, n in ROWS.items():
         writer.prepare(split)
         writer.scatter(split, np.arange(n), truth(split), np.arange(n) + 100)
-    writer.finish({}, lambda state: None)
+    writer.finish()
     return root / revision
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_any_range_of_rows(tmp_path: Path, dtype: str) -> None:
     write(tmp_path, dtype)
-    reader = open_store("main", verify=True, root=tmp_path)
+    reader = open_store("main", verify=("train", "test"), root=tmp_path)
     expected = truth("train").to(getattr(torch, dtype)).float()
     for start in range(24):
         for stop in range(start, 24):
@@ -149,7 +149,7 @@ def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
     path.write_bytes(content)
     open_store("main", root=tmp_path)
     with pytest.raises(UserError, match=rf"train-00002.safetensors is damaged \(its SHA-256 .*: {REMEDY}"):
-        open_store("main", verify=True, root=tmp_path)
+        open_store("main", verify=("train", "test"), root=tmp_path)
 
 
 def test_shard_cut_off_while_in_use(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_store_truth_and_codes_belong_together(tmp_path: Path, monkeypatch: pyte
     small(monkeypatch, tmp_path / "run")
     generate.main()
     params._document.cache_clear()
-    store, directory = open_store(REVISION, verify=True), Path("data/truth") / REVISION
+    store, directory = open_store(REVISION, verify=("train", "test")), Path("data/truth") / REVISION
     truth = load_truth(directory)
     assert {split: store.n_rows(split) for split in ("train", "validation", "test")} == {
         "train": 1000, "validation": 130, "test": 250

@@ -104,7 +104,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split, n in (("train", ROWS), ("validation", 100)):
         writer.prepare(split)
         writer.scatter(split, np.arange(n), torch.from_numpy(x[:n]).float(), np.arange(1, n + 1))
-    writer.finish({}, lambda state: None)
+    writer.finish()
     return tmp_path
 
 

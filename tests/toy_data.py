@@ -69,7 +69,7 @@ def write_tokens() -> None:
 
 def write_store(revision: str = "main") -> tuple[torch.Tensor, float]:
     """The activations of all splits; returns the mean and the scale of the training rows."""
-    from stages.lib.language_model import load_model
+    from stages.lib.language_model import load_model, weights_checksum
     from stages.lib.patching import index_batches, run_clean
 
     model = load_model(revision, "cpu")
@@ -77,6 +77,7 @@ def write_store(revision: str = "main") -> tuple[torch.Tensor, float]:
     directory.mkdir(parents=True)
     index = {"format": FORMAT, "model": "toy", "commit": None, "revision": revision, "hook_name": HOOK, "layer": 1}
     index |= {"d_in": D_IN, "dtype": "float32", "n_ctx": N_CTX, "seed": 0, "splits": {}}
+    index["weights"] = weights_checksum(revision)
     blobs = {}
     for split in ROWS:
         windows = read_windows(split)

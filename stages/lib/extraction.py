@@ -1,6 +1,6 @@
 """Running the model over windows up to a hook: which windows, in which order, and which row each token becomes."""
 
-from collections.abc import Iterator
+import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 
 
 class Hook(NamedTuple):
-    """What is taken from the model."""
+    """A place in the model."""
 
     name: str
     layer: int
-    dtype: torch.dtype
-    """What it is stored as."""
 
 
 class Work(NamedTuple):
@@ -38,7 +36,8 @@ class Rows(NamedTuple):
     """What a batch of windows gives."""
 
     row: Int64[np.ndarray, " row"]
-    activations: Float[Tensor, "row d_in"]
+    activations: list[Float[Tensor, "row d_in"]]
+    """At each hook."""
     position: Int64[np.ndarray, " row"]
     """Flat position: window * n_ctx + position in the window."""
 
@@ -53,19 +52,24 @@ def plan(rows: Int64[np.ndarray, " window"], order: Int64[np.ndarray, " window"]
 
 
 def capture(
-    model: "TransformerBridge", tokens: Int[Tensor, "batch pos"], hook: Hook
-) -> Float[Tensor, "batch pos d_in"]:
-    """What passes the hook; nothing above its layer runs."""
+    model: "TransformerBridge", tokens: Int[Tensor, "batch pos"], hooks: list[Hook]
+) -> list[Float[Tensor, "batch pos d_in"]]:
+    """What passes each hook in one pass; nothing above the highest of their layers runs."""
+    names = [hook.name for hook in hooks]
     with torch.inference_mode():
-        _, cache = model.run_with_cache(tokens, names_filter=[hook.name], stop_at_layer=hook.layer + 1)
-    found: Tensor = cache[hook.name]  # the cache may hold the same tensor under an alias too
-    return found
+        _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=max(hook.layer for hook in hooks) + 1)
+    return [cache[name] for name in names]  # the cache may hold the same tensors under aliases too
+
+
+def share(model: "TransformerBridge") -> "TransformerBridge":
+    """A model with the same weights in the same memory, so that another thread can run it: hooks belong to a model."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
 def extract(
-    model: "TransformerBridge", windows: Windows, work: Work, hook: Hook, size: int, done: int
-) -> Iterator[Rows]:
-    """The rows of each batch of `size` windows, after the first `done` batches.
+    model: "TransformerBridge", windows: Windows, work: Work, hooks: list[Hook], dtype: torch.dtype, batch: slice
+) -> Rows:
+    """The rows of some windows of the work, as `dtype`.
 
     Padding needs no attention mask: it is on the right, where causal attention does not look.
 
@@ -73,19 +77,22 @@ def extract(
         UserError: if an activation is not finite, naming the document.
     """
     device = next(model.parameters()).device
-    for start in range(done * size, len(work.window), size):
-        window, first, rows = (column[start : start + size, None] for column in work)
-        pos = np.arange(int(rows.max()) + 1)[None]
-        taken = (pos >= 1) & (pos <= rows)
-        tokens = windows.tokens[torch.from_numpy(window[:, 0]), : pos.size].long()
-        found = capture(model, tokens.to(device), hook)
-        kept = found[torch.from_numpy(taken).to(device)].to(hook.dtype)
-        finite = kept.isfinite().all(1).cpu().numpy()
-        if not finite.all():
+    window, first, rows = (column[batch, None] for column in work)
+    pos = np.arange(int(rows.max()) + 1)[None]
+    taken = (pos >= 1) & (pos <= rows)
+    tokens = windows.tokens[torch.from_numpy(window[:, 0]), : pos.size].long()
+    mask = torch.from_numpy(taken).to(device)
+    kept = []
+    for hook, found in zip(hooks, capture(model, tokens.to(device), hooks), strict=True):
+        values = found[mask].to(dtype)
+        # Anything that is not finite shows in the sum, which takes less time than a look at every number.
+        if not values.sum(dtype=torch.float32).isfinite() and not values.isfinite().all():
+            finite = values.isfinite().all(1).cpu().numpy()
             bad = int(np.broadcast_to(window, taken.shape)[taken][int(finite.argmin())])
             raise UserError(
                 f"document {windows.document_ids[int(windows.document[bad])]!r} (window {bad}) has activations at "
-                f"{hook.name} that are not finite as {str(hook.dtype).removeprefix('torch.')}: choose another "
-                "activations.dtype or activations.layer, or leave the document out of the corpus"
+                f"{hook.name} that are not finite as {str(dtype).removeprefix('torch.')}: choose another "
+                "activations.dtype, activations.compute or activations.layer, or leave the document out of the corpus"
             )
-        yield Rows((first + pos - 1)[taken], kept.cpu(), (window * windows.n_ctx + pos)[taken])
+        kept.append(values.cpu())
+    return Rows((first + pos - 1)[taken], kept, (window * windows.n_ctx + pos)[taken])

@@ -4,13 +4,15 @@ The weights are Hugging Face's own: no LayerNorm is folded and nothing is centre
 that `transformers` computes. Heavy libraries are imported where they are used: TransformerLens takes seconds to import.
 """
 
+import hashlib
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from stages.lib.errors import UserError, nearest
-from stages.lib.files import read_json
+from stages.lib.files import read_json, sha256
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -43,8 +45,28 @@ def model_path(revision: str = "main") -> Path:
     return path
 
 
-def load_model(revision: str, device: torch.device | str) -> "TransformerBridge":
-    """A revision of the model on a device: float32, in evaluation mode, its parameters without gradients.
+def weights_checksum(revision: str) -> str:
+    """The SHA-256 over configuration and weights of a revision, by which its activations know it."""
+    path = model_path(revision)
+    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def check_weights(index: dict[str, Any], source: Path) -> None:
+    """Refuse a model that is not the one whose activations an index describes.
+
+    Raises:
+        UserError: naming the index, which stands in `source`, and the model's directory.
+    """
+    if weights_checksum(index["revision"]) != index["weights"]:
+        raise UserError(
+            f"{source}/index.json is of other weights than {model_path(index['revision'])} has: `dvc checkout --force "
+            "model` restores the model, `dvc repro activations` makes the activations of the one that is there"
+        )
+
+
+def load_model(revision: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "TransformerBridge":
+    """A revision of the model on a device, in evaluation mode, its parameters without gradients.
 
     Raises:
         UserError: if the model or the revision is missing.
@@ -53,7 +75,7 @@ def load_model(revision: str, device: torch.device | str) -> "TransformerBridge"
     from transformer_lens.model_bridge import TransformerBridge
 
     _silence_transformers()
-    model = TransformerBridge.boot_transformers(str(path), device=device, dtype=torch.float32)
+    model = TransformerBridge.boot_transformers(str(path), device=device, dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
@@ -76,7 +98,34 @@ def limits() -> Limits:
     return Limits(getattr(config, "max_position_embeddings", None), config.vocab_size)
 
 
-def resolve_hook(layer: int, site: str, n_layers: int) -> str:
+class Place(NamedTuple):
+    """What an entry of `activations.revisions` stands for: `<revision>`, or `<revision>+<hook name>`."""
+
+    revision: str
+    """Of the model."""
+    layer: int
+    site: str
+
+
+def place_of(entry: str, layer: int, site: str) -> Place:
+    """The revision, and the hook that the entry names or else that of the settings.
+
+    Raises:
+        UserError: if what stands behind the + is no name of a hook.
+    """
+    revision, named, hook_name = entry.partition("+")
+    if not named:
+        return Place(revision, layer, site)
+    found = re.fullmatch(r"blocks\.(\d+)\.(\w+)", hook_name)
+    if found is None or found[2] not in SITES:
+        known = [f"blocks.{found[1] if found else max(layer, 0)}.{name}" for name in SITES]
+        raise UserError(
+            f"activations.revisions has {entry!r}: no such hook as {hook_name!r}{nearest(hook_name, known)}"
+        )
+    return Place(revision, int(found[1]), found[2])
+
+
+def resolve_hook(layer: int, site: str, n_layers: int, asked: str = "activations.layer is") -> str:
     """The hook's name, `blocks.<layer>.<site>`; a negative layer counts from the end, -1 being the last.
 
     Raises:
@@ -85,9 +134,7 @@ def resolve_hook(layer: int, site: str, n_layers: int) -> str:
     if site not in SITES:
         raise UserError(f"activations.site is {site!r}: no such site{nearest(site, SITES)}")
     if not -n_layers <= layer < n_layers:
-        raise UserError(
-            f"activations.layer is {layer}: the model has {n_layers} layers, so {-n_layers} to {n_layers - 1}"
-        )
+        raise UserError(f"{asked} {layer}: the model has {n_layers} layers, so {-n_layers} to {n_layers - 1}")
     return f"blocks.{layer % n_layers}.{site}"
 
 

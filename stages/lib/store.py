@@ -2,13 +2,15 @@
 
 A row is one token. Rows of `train` are globally shuffled; those of the other splits are in the order of the text. A
 shard is a safetensors file of `position` int64 [row] and `activations` [row, d_in]; its header is a function of the
-index, so opening a store compares every shard's header and size with it, and `verify` every byte.
+index, so opening a store compares every shard's header and size with it, and verifying it every byte.
 
 It stands apart from the writer because training and every analysis import it.
 """
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ DTYPES = {"float32": (torch.float32, "F32"), "bfloat16": (torch.bfloat16, "BF16"
 """The dtypes a store can have: PyTorch's and safetensors' name."""
 IDENTITY = ("model", "commit", "revision", "hook_name", "layer", "seed")
 """What of the index every shard repeats, so that a shard of another run does not pass for one of this."""
+VERIFY = "EXPLORING_SAES_VERIFY"
+"""Environment variable: 0 if checksums need not be compared, of stores so large that it takes long."""
 REMEDY = "`dvc checkout --force activations` restores it, `dvc repro -f activations` makes it again"
 
 
@@ -53,7 +57,7 @@ class Store:
     Nothing is kept open, so a store can be used from several threads and processes.
     """
 
-    def __init__(self, directory: Path, verify: bool = False) -> None:
+    def __init__(self, directory: Path, verify: Iterable[str] = ()) -> None:
         self.directory = directory
         self.index: dict[str, Any] = read_json(directory / "index.json")
         """`index.json` as it stands: model, commit, revision, n_ctx, permutation, norm percentiles, ..."""
@@ -69,12 +73,24 @@ class Store:
         self._dtype = DTYPES[self.index["dtype"]][0]
         self._shards: dict[str, list[tuple[Path, int, int]]] = {}  # path, length of the header, rows
         for split, content in self.index["splits"].items():
-            self._shards[split] = [self._check(split, number, verify) for number in range(len(content["shards"]))]
+            self._shards[split] = [self._check(split, number) for number in range(len(content["shards"]))]
         self._starts = {
             split: np.cumsum([0, *(rows for _, _, rows in shards)]) for split, shards in self._shards.items()
         }
+        self._verify(verify)
 
-    def _check(self, split: str, number: int, verify: bool) -> tuple[Path, int, int]:
+    def _verify(self, splits: Iterable[str]) -> None:
+        shards = [
+            (path, shard["sha256"])
+            for split in splits
+            for (path, _, _), shard in zip(self._shards[split], self.index["splits"][split]["shards"], strict=True)
+        ]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # the hash function runs beside other threads
+            for (path, expected), found in zip(shards, pool.map(sha256, [path for path, _ in shards]), strict=True):
+                if found != expected:
+                    raise UserError(f"{path} is damaged (its SHA-256 is not the one in index.json): {REMEDY}")
+
+    def _check(self, split: str, number: int) -> tuple[Path, int, int]:
         shard = self.index["splits"][split]["shards"][number]
         path = self.directory / shard["file"]
         header = shard_header(self.index, split, number, shard["rows"])
@@ -87,8 +103,6 @@ class Store:
         with path.open("rb") as handle:
             if handle.read(len(header)) != header:
                 raise UserError(f"{path} belongs to other activations than {self.directory}/index.json says: {REMEDY}")
-        if verify and sha256(path) != shard["sha256"]:
-            raise UserError(f"{path} is damaged (its SHA-256 is not the one in index.json): {REMEDY}")
         return path, len(header), shard["rows"]
 
     def n_rows(self, split: str) -> int:
@@ -141,21 +155,22 @@ class Store:
             done += len(part)
 
 
-def open_store(revision: str, verify: bool = False, root: Path = ACTIVATIONS) -> Store:
+def open_store(name: str, verify: Iterable[str] = (), root: Path = ACTIVATIONS) -> Store:
     """The activations of a model revision, checked: every shard there, of the right size and of this run.
 
     Args:
-        revision: a name in `activations.revisions`.
-        verify: compare the SHA-256 of every shard too, which reads all the data once.
-        root: the directory of the revisions.
+        name: an entry of `activations.revisions`.
+        verify: splits of which the SHA-256 of every shard is compared too, which reads all of them once; where
+            `EXPLORING_SAES_VERIFY` is 0 that is left out.
+        root: the directory of the stores.
 
     Raises:
         UserError: naming the file that is missing, cut off, damaged or foreign, and what brings it back.
     """
     known = sorted(path.parent.name for path in root.glob("*/index.json"))
-    if revision not in known:
+    if name not in known:
         raise UserError(
-            f"{root} has no activations of revision {revision!r}{nearest(revision, known)}; "
+            f"{root} has no activations of revision {name!r}{nearest(name, known)}; "
             "`dvc checkout activations` restores them, or add it to activations.revisions and `dvc repro activations`"
         )
-    return Store(root / revision, verify)
+    return Store(root / name, verify if os.environ.get(VERIFY) != "0" else ())

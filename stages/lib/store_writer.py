@@ -2,8 +2,9 @@
 
 Row i of a split goes to place perm(i), which is row perm(i) % shard_rows of shard perm(i) // shard_rows. The files have
 their final size and their safetensors header before the first row is written, and writing a row twice changes nothing:
-a run that was killed goes on from the last recorded batch and ends with the same bytes. `index.json` is written last,
-so a directory that has one is complete.
+a run that was killed goes on from the last recorded batch and ends with the same bytes. Several threads or processes
+can write at once, since rows have places of their own. `index.json` is written last, so a directory that has one is
+complete.
 """
 
 import os
@@ -11,9 +12,11 @@ import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -22,8 +25,9 @@ from stages.lib.errors import UserError
 from stages.lib.files import write_json
 from stages.lib.store import DTYPES, FORMAT, shard_header
 
-BLOCK = 4096
-"""Rows read at once for the checksums and moments, and merged as one; part of the result's definition (rounding)."""
+BLOCK_NUMBERS = 2**18
+"""Numbers read at once for the checksums and moments, in whole rows: as many as stay in a core's cache. Part of the
+result's definition (rounding)."""
 MANTISSA = 10
 """Bits of a norm that the histogram keeps after the leading one: percentiles are good to 2^-10 = .1 %."""
 
@@ -36,9 +40,9 @@ def _bin(norm: Float64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
 class Moments:
     """Mean, total variance and norm percentiles of a stream of rows, in float64 and in one pass.
 
-    Blocks are merged by equations 2.1 of Chan, Golub & LeVeque 1983 (The American Statistician 37:3), which do not
-    lose digits when the mean is large against the spread, as in a residual stream. numpy adds in one order whatever the
-    number of threads, so equal rows give equal bits.
+    Blocks, and then shards, are merged by equations 2.1 of Chan, Golub & LeVeque 1983 (The American Statistician 37:3),
+    which do not lose digits when the mean is large against the spread, as in a residual stream. numpy adds in one order
+    whatever the number of threads, so equal rows give equal bits.
     """
 
     def __init__(self, d_in: int) -> None:
@@ -52,14 +56,18 @@ class Moments:
     def update(self, rows: Float64[np.ndarray, "token d_in"]) -> None:
         """Take up a block of rows."""
         mean = rows.mean(0)
-        shift = mean - self.mean
-        n = self.n + len(rows)
-        self.squares += float(np.square(rows - mean).sum() + np.square(shift).sum() * (self.n * len(rows) / n))
-        self.mean = self.mean + shift * (len(rows) / n)
-        self.n = n
-        norm = np.sqrt(np.square(rows).sum(1))
+        centred = rows - mean
+        self._merge(len(rows), mean, float(np.einsum("ij,ij->", centred, centred)))
+        norm = np.sqrt(np.einsum("ij,ij->i", rows, rows))
         self.largest = max(self.largest, float(norm.max()))
-        self.histogram += np.bincount(_bin(norm), minlength=len(self.histogram))
+        bins, counts = np.unique(_bin(norm), return_counts=True)
+        self.histogram[bins] += counts
+
+    def _merge(self, n: int, mean: Float64[np.ndarray, " d_in"], squares: float) -> None:
+        shift, total = mean - self.mean, self.n + n
+        self.squares += squares + float(np.square(shift).sum() * (self.n * n / total))
+        self.mean = self.mean + shift * (n / total)
+        self.n = total
 
     def scale(self) -> float:
         """The root of mean ||x - mean||^2: divided by it, x - mean has a mean squared norm of 1."""
@@ -81,12 +89,11 @@ class Moments:
         numbers = {"n": self.n, "squares": self.squares, "largest": self.largest}
         return {**{name: torch.from_numpy(array) for name, array in tensors.items()}, **numbers}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        self.n, self.squares, self.largest = state["n"], state["squares"], state["largest"]
-        self.mean = state["mean"].numpy()
-        self.histogram[:] = 0
-        self.histogram[state["bins"].numpy()] = state["counts"].numpy()
+    def add(self, state: dict[str, Any]) -> None:
+        """Take up the rows that others gave their `state` of."""
+        self._merge(state["n"], state["mean"].numpy(), state["squares"])
+        self.largest = max(self.largest, state["largest"])
+        self.histogram[state["bins"].numpy()] += state["counts"].numpy()
 
 
 class StoreWriter:
@@ -107,6 +114,7 @@ class StoreWriter:
             split: [min(shard_rows, n - first) for first in range(0, n, shard_rows)] for split, n in rows.items()
         }
         self._unflushed: set[Path] = set()
+        self._lock = Lock()
 
     def path(self, split: str, number: int) -> Path:
         """The file of a shard."""
@@ -145,8 +153,12 @@ class StoreWriter:
         activations: Float[Tensor, "row d_in"],
         positions: Int64[np.ndarray, " row"],
     ) -> None:
-        """Write rows to their places. One shard is mapped at a time, so memory does not grow with the store."""
+        """Write rows to their places.
+
+        Row by row: with thousands of shards a batch has a row or two for each, and mapping them would take longer.
+        """
         data = activations.to(self._dtype).contiguous().view(torch.uint8).numpy()
+        numbers = positions.astype("<i8")
         order = np.argsort(place)
         shard = place[order] // self.shard_rows
         for group in np.split(order, np.flatnonzero(np.diff(shard)) + 1):
@@ -154,43 +166,68 @@ class StoreWriter:
                 continue
             number = int(place[group[0]]) // self.shard_rows
             rows, path = self.shards[split][number], self.path(split, number)
-            header = path.stat().st_size - rows * (8 + self._width)
-            inside = place[group] - number * self.shard_rows
-            file = np.memmap(path, np.uint8, "r+")
-            file[header : header + 8 * rows].view(np.int64)[inside] = positions[group]
-            file[header + 8 * rows :].reshape(rows, self._width)[inside] = data[group]
-            del file
-            self._unflushed.add(path)
+            descriptor = os.open(path, os.O_WRONLY)
+            try:
+                header = os.fstat(descriptor).st_size - rows * (8 + self._width)
+                for row, inside in zip(group.tolist(), (place[group] - number * self.shard_rows).tolist(), strict=True):
+                    write_at(descriptor, numbers[row : row + 1], header + 8 * inside)
+                    write_at(descriptor, data[row], header + 8 * rows + self._width * inside)
+            finally:
+                os.close(descriptor)
+            with self._lock:
+                self._unflushed.add(path)
 
     def flush(self) -> None:
         """Have everything written so far on the disk, so that progress may be recorded."""
-        for path in sorted(self._unflushed):
+        with self._lock:
+            paths, self._unflushed = sorted(self._unflushed), set()
+        for path in paths:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        self._unflushed.clear()
 
-    def finish(self, state: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
-        """Read every shard once for its SHA-256 and the moments, then write `index.json`.
-
-        Args:
-            state: what `keep` was given last, or {} at first.
-            keep: called after every shard with the state from which this can go on.
+    def finish(self) -> None:
+        """Read every shard once, then write `index.json`.
 
         Raises:
             UserError: if all training rows are equal, so that there is no scale.
         """
-        sums: dict[str, list[str]] = dict(state.get("sums", {}))
+        self.write_index(self.digest)
+
+    def digest(self, split: str, number: int) -> dict[str, Any]:
+        """The SHA-256 of a shard and the state of its rows' `Moments`."""
+        rows, digest, moments = self.shards[split][number], sha256(), Moments(self.identity["d_in"])
+        with self.path(split, number).open("rb") as handle:
+            head = handle.read(self.path(split, number).stat().st_size - rows * self._width)
+            digest.update(head)
+            # Position 0 is the first of a window and has no row, so a 0 is a place that was never written.
+            assert np.frombuffer(head, np.int64, rows, len(head) - 8 * rows).all(), f"{split} has unwritten rows"
+            block_rows = max(1, BLOCK_NUMBERS // self.identity["d_in"])
+            for first in range(0, rows, block_rows):
+                data = bytearray(handle.read(min(block_rows, rows - first) * self._width))
+                digest.update(data)
+                block = torch.frombuffer(data, dtype=self._dtype).reshape(-1, self.identity["d_in"])
+                moments.update(block.double().numpy())
+        return {"sha256": digest.hexdigest(), **moments.state()}
+
+    def write_index(self, found: Callable[[str, int], dict[str, Any]]) -> None:
+        """Write `index.json` from the `digest` of every shard, merged in the order of the shards.
+
+        Args:
+            found: gives the digest of a shard of a split.
+
+        Raises:
+            UserError: if all training rows are equal, so that there is no scale.
+        """
         moments = {split: Moments(self.identity["d_in"]) for split in self.shards}
-        for split, kept in state.get("moments", {}).items():
-            moments[split].restore(kept)
+        sums: dict[str, list[str]] = {split: [] for split in self.shards}
         for split, shards in self.shards.items():
-            sums.setdefault(split, [])
-            for number in range(len(sums[split]), len(shards)):
-                sums[split].append(self._digest(split, number, moments[split]))
-                keep({"sums": sums, "moments": {name: moments[name].state() for name in sums}})
+            for number in range(len(shards)):
+                digest = found(split, number)
+                moments[split].add(digest)
+                sums[split].append(digest["sha256"])
         write_json(self.directory / "index.json", self._index(sums, moments))
 
     def _index(self, sums: dict[str, list[str]], moments: dict[str, Moments]) -> dict[str, Any]:
@@ -212,20 +249,13 @@ class StoreWriter:
         mean = moments["train"].mean.tolist()
         return {**self.identity, "format": FORMAT, "mean": mean, "scale": scale, "splits": splits}
 
-    def _digest(self, split: str, number: int, moments: Moments) -> str:
-        """The SHA-256 of a shard, whose rows are added to the moments in the order of the file."""
-        rows, digest = self.shards[split][number], sha256()
-        with self.path(split, number).open("rb") as handle:
-            head = handle.read(self.path(split, number).stat().st_size - rows * self._width)
-            digest.update(head)
-            # Position 0 is the first of a window and has no row, so a 0 is a place that was never written.
-            assert np.frombuffer(head, np.int64, rows, len(head) - 8 * rows).all(), f"{split} has unwritten rows"
-            for first in range(0, rows, BLOCK):
-                data = bytearray(handle.read(min(BLOCK, rows - first) * self._width))
-                digest.update(data)
-                block = torch.frombuffer(data, dtype=self._dtype).reshape(-1, self.identity["d_in"])
-                moments.update(block.double().numpy())
-        return digest.hexdigest()
+
+def write_at(descriptor: int, data: npt.NDArray[Any], offset: int) -> None:
+    """Write all of an array at a place of a file; the system may take it in parts."""
+    left = data.data.cast("B")
+    while left:
+        n = os.pwrite(descriptor, left, offset)
+        left, offset = left[n:], offset + n
 
 
 def place(stores: list[Path], root: Path) -> None:
