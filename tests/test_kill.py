@@ -55,7 +55,8 @@ def progress(stage: str, kept: dict[str, dict[str, Any]]) -> int:
     if stage == "model":
         return max((len(state["losses"]) for state in kept.values()), default=0)
     if stage == "activations":
-        return sum(sum(state["batches"].values()) for state in kept.values())
+        done = kept.get("progress-0", {})
+        return sum(int(mask.sum()) for splits in done.values() for mask in splits.values())
     return max((state["done"] for state in kept.values()), default=0)
 
 

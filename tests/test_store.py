@@ -83,6 +83,16 @@ def test_shards_are_what_safetensors_reads(tmp_path: Path) -> None:
     assert torch.equal(torch.cat(parts), truth("train"))
 
 
+@pytest.mark.parametrize(("dtype", "shard"), [("float32", 0), ("float16", 4), ("bfloat16", 1)])
+def test_activations_begin_with_a_page(tmp_path: Path, dtype: str, shard: int) -> None:
+    path = write(tmp_path, dtype) / f"train-0000{shard}.safetensors"
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    fields = json.loads(path.read_bytes()[8 : 8 + length])
+    begin, end = fields["activations"]["data_offsets"]
+    assert (8 + length + begin) % 4096 == 0
+    assert path.stat().st_size == 8 + length + end
+
+
 def test_unknown_revision(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(
@@ -120,7 +130,7 @@ def test_truncated_or_longer_shard(tmp_path: Path, change: int) -> None:
     path.write_bytes(content[:-1] if change < 0 else content + b"x")
     size = len(content)
     message = (
-        rf"test-00001.safetensors has {size + change} bytes instead of {size}, so it is cut off or foreign: {REMEDY}"
+        rf"test-00001.safetensors has {size + change:,} bytes instead of {size:,}, so it is cut off or foreign: {REMEDY}"
     )
     with pytest.raises(UserError, match=message):
         open_store("main", root=tmp_path)
