@@ -155,6 +155,14 @@ def test_model_of_unknown_loss(inside: Path) -> None:
     assert "Language model: pretrained gpt2; its held-out loss is not recorded." in text_of(blocks)
 
 
+def test_what_was_left_out_is_said(inside: Path) -> None:
+    corpus, tokens = (json.loads(Path(f"data/{n}/{n}.json").read_text()) for n in ("corpus", "tokens"))
+    corpus["dropped"] = {"short": 1145, "near_copy": 2}
+    tokens["splits"]["test"]["dropped"] = {"empty": 0, "not_drawn": 7}
+    said = text_of(findings.setting({"source": "pretrained", "name": "gpt2"}, corpus, tokens))
+    assert "Documents left out: 2 near copy, 1,145 short, 7 not drawn (test)." in said
+
+
 def test_summary_box_names_every_arm(inside: Path) -> None:
     box = report.summary_box(results())
     assert len(box) == 2 + 1 + 4

@@ -458,10 +458,19 @@ def setting(model: Mapping[str, Any], corpus: Mapping[str, Any], tokens: Mapping
     ]
     caption = f"Documents by split, source `{corpus['source']}`; split by document, near-copies removed first."
     counts = ", ".join(f"{facts['tokens']:,} ({split})" for split, facts in sorted(tokens["splits"].items()))
+    left_out = [f"{n:,} {reason.replace('_', ' ')}" for reason, n in sorted(corpus.get("dropped", {}).items())]
+    dropped = {split: facts["dropped"] for split, facts in sorted(tokens["splits"].items()) if "dropped" in facts}
+    left_out += [
+        f"{n:,} {reason.replace('_', ' ')} ({split})"
+        for split, reasons in dropped.items()
+        for reason, n in sorted(reasons.items())
+        if n
+    ]
     blocks: list[Block] = [
         Table(["split", "documents", "characters"], rows, caption),
-        Text(f"Tokens, in windows of {tokens['n_ctx']} that never cross a document: {counts}."),
-    ]
+        Text(f"Tokens, in windows of {tokens['n_ctx']} that never cross a document: {counts}. Documents left out: "
+             f"{', '.join(left_out) or 'none'}."),
+    ]  # fmt: skip
     losses: Mapping[str, Mapping[str, float]] = {
         unit: model[unit] for unit in ("nats_per_token", "nats_per_character") if unit in model
     }
