@@ -152,7 +152,7 @@ class Extraction:
         facts, place, hook = read_json(MODEL / "model.json"), self.own.places()[entry], self.hooks[entry]
         return {
             "model": facts["name"],
-            "commit": facts["commit"],
+            "commit": facts.get("revision_commits", {}).get(place.revision, facts["commit"]),
             "revision": place.revision,
             "weights": weights_checksum(place.revision),
             "hook_name": hook.name,

@@ -113,13 +113,14 @@ def test_rows_outside_are_a_bug(tmp_path: Path) -> None:
         open_store("main", root=tmp_path).rows("train", 20, 24)
 
 
+DAMAGED = r"`find .dvc/cache data -samefile .*safetensors -delete` removes it .* `dvc repro activations` brings it back"
 REMEDY = r"`dvc checkout --force activations` restores it, `dvc repro -f activations` makes it again"
 
 
 def test_missing_shard(tmp_path: Path) -> None:
     directory = write(tmp_path)
     (directory / "train-00003.safetensors").unlink()
-    with pytest.raises(UserError, match=rf"train-00003.safetensors is missing: {REMEDY}"):
+    with pytest.raises(UserError, match=r"train-00003.safetensors is missing: `dvc pull activations`"):
         open_store("main", root=tmp_path)
 
 
@@ -129,9 +130,7 @@ def test_truncated_or_longer_shard(tmp_path: Path, change: int) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1] if change < 0 else content + b"x")
     size = len(content)
-    message = (
-        rf"test-00001.safetensors has {size + change:,} bytes instead of {size:,}, so it is cut off or foreign: {REMEDY}"
-    )
+    message = rf"test-00001.safetensors has {size + change:,} bytes instead of {size:,}, so it is cut off or foreign: {DAMAGED}"
     with pytest.raises(UserError, match=message):
         open_store("main", root=tmp_path)
 
@@ -158,7 +157,7 @@ def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     open_store("main", root=tmp_path)
-    with pytest.raises(UserError, match=rf"train-00002.safetensors is damaged \(its SHA-256 .*: {REMEDY}"):
+    with pytest.raises(UserError, match=rf"train-00002.safetensors is damaged \(its SHA-256 .*: {DAMAGED}"):
         open_store("main", verify=("train", "test"), root=tmp_path)
 
 

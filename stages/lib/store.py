@@ -34,6 +34,15 @@ PAGE = 4096
 VERIFY = "EXPLORING_SAES_VERIFY"
 """Environment variable: 0 if checksums need not be compared, of stores so large that it takes long."""
 REMEDY = "`dvc checkout --force activations` restores it, `dvc repro -f activations` makes it again"
+BRINGS_BACK = "`dvc pull activations` or `dvc repro activations` brings it back"
+
+
+def damaged(path: Path) -> str:
+    """How to get a good file for a bad one.
+
+    The file and DVC's copy of it are as a rule two names of the same bytes, so that DVC alone would not mend either.
+    """
+    return f"`find .dvc/cache data -samefile {path} -delete` removes it and DVC's copy of it, then {BRINGS_BACK}"
 
 
 def shard_header(index: dict[str, Any], split: str, number: int, rows: int) -> bytes:
@@ -94,7 +103,7 @@ class Store:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # the hash function runs beside other threads
             for (path, expected), found in zip(shards, pool.map(sha256, [path for path, _ in shards]), strict=True):
                 if found != expected:
-                    raise UserError(f"{path} is damaged (its SHA-256 is not the one in index.json): {REMEDY}")
+                    raise UserError(f"{path} is damaged (its SHA-256 is not the one in index.json): {damaged(path)}")
 
     def _check(self, split: str, number: int) -> tuple[Path, int, int]:
         shard = self.index["splits"][split]["shards"][number]
@@ -102,10 +111,11 @@ class Store:
         header = shard_header(self.index, split, number, shard["rows"])
         size = len(header) + shard["rows"] * (8 + self.d_in * self._dtype.itemsize)
         if not path.is_file():
-            raise UserError(f"{path} is missing: {REMEDY}")
+            raise UserError(f"{path} is missing: {BRINGS_BACK}")
         if path.stat().st_size != size:
             found = path.stat().st_size
-            raise UserError(f"{path} has {found:,} bytes instead of {size:,}, so it is cut off or foreign: {REMEDY}")
+            what = f"{path} has {found:,} bytes instead of {size:,}, so it is cut off or foreign"
+            raise UserError(f"{what}: {damaged(path)}")
         with path.open("rb") as handle:
             if handle.read(len(header)) != header:
                 raise UserError(f"{path} belongs to other activations than {self.directory}/index.json says: {REMEDY}")
@@ -157,7 +167,7 @@ class Store:
             with path.open("rb") as handle:
                 handle.seek(header + (8 * rows if after_positions else 0) + inside * width)
                 if handle.readinto(part.data.cast("B")) != part.size:
-                    raise UserError(f"{path} was cut off while it was in use: {REMEDY}")
+                    raise UserError(f"{path} was cut off while it was in use: {damaged(path)}")
             done += len(part)
 
 
