@@ -130,8 +130,8 @@ def test_truncated_or_longer_shard(tmp_path: Path, change: int) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1] if change < 0 else content + b"x")
     size = len(content)
-    message = rf"test-00001.safetensors has {size + change:,} bytes instead of {size:,}, so it is cut off or foreign: {DAMAGED}"
-    with pytest.raises(UserError, match=message):
+    what = rf"test-00001.safetensors has {size + change:,} bytes instead of {size:,}, so it is cut off or foreign"
+    with pytest.raises(UserError, match=f"{what}: {DAMAGED}"):
         open_store("main", root=tmp_path)
 
 
