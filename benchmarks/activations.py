@@ -37,7 +37,7 @@ from stages import train
 from stages.lib.batches import normalised_batches, read_batch
 from stages.lib.extraction import Hook, Work, extract
 from stages.lib.files import write_json
-from stages.lib.language_model import MODEL, load_model
+from stages.lib.language_model import MODEL
 from stages.lib.memory import keep_freed_memory
 from stages.lib.permutation import Permutation
 from stages.lib.store import Store, open_store
@@ -61,7 +61,14 @@ def gpt2_small(directory: Path) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
+    copy_tokenizer(directory)
     return directory
+
+
+def copy_tokenizer(directory: Path) -> None:
+    """Give a model the tokenizer of `data/model`."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_bytes((MODEL / name).read_bytes())
 
 
 def products(path: Path, layer: int, batch: int, n_ctx: int, dtype: torch.dtype) -> Callable[[], object]:
@@ -151,16 +158,9 @@ def extraction(options: argparse.Namespace, scratch: Path) -> Table:
 
 def boot(path: Path, dtype: torch.dtype) -> "TransformerBridge":
     """A model as the stage loads it."""
-    if path == MODEL:
-        return load_model("main", "cpu", dtype)
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(MODEL / "tokenizer.json"), bos_token="<|endoftext|>")
-    hf_model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    model = TransformerBridge.boot_transformers(
-        "gpt2", hf_model=hf_model, tokenizer=tokenizer, device="cpu", dtype=dtype
-    )
+    model = TransformerBridge.boot_transformers(str(path), device="cpu", dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
@@ -178,8 +178,7 @@ def whole_stage(n_tokens: int, directory: Path) -> tuple[float, float, int]:
     n_ctx, d_vocab, model = 128, 1024, directory / "data/model"
     config = GPT2Config(vocab_size=d_vocab, n_positions=n_ctx, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(model)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (model / name).write_bytes((MODEL / name).read_bytes())
+    copy_tokenizer(model)
     write_json(model / "model.json", {"name": "tiny", "commit": None, "revisions": ["main"]})
     generator, facts = np.random.default_rng(0), {}
     for split, n in (("train", n_tokens), ("fit", 1000), ("validation", 1000), ("test", 1000)):

@@ -1,38 +1,70 @@
-"""A causal language model from the Hugging Face hub or a local directory.
+"""A causal language model from the Hugging Face hub or a local directory, with further revisions of it from the hub.
 
 `model.name` is a hub id (`EleutherAI/pythia-70m`), a name that TransformerLens knows (`gpt2-small` for `gpt2`) or a
-directory; `model.revision` a branch, tag or commit of the hub. What is stored holds everything that later stages need,
-and code that comes with a model is never run. Tokens for gated models, mirrors and offline use are the hub library's
-own environment variables: `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
+directory; `model.revision` a branch, tag or commit of the hub. `model.pretrained.revisions` names further ones, such as
+training checkpoints (`step512`), each of which becomes the revision of that name: the same architecture and vocabulary
+with other weights. What is stored holds everything that later stages need, and code that comes with a model is never
+run. Tokens for gated models, mirrors, offline use and time limits are the hub library's own environment variables:
+`HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HUB_ETAG_TIMEOUT` and `HF_HUB_DOWNLOAD_TIMEOUT` (seconds).
 """
 
+import json
+import re
 import sys
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import AfterValidator
 
 from stages.lib import seeds
 from stages.lib.errors import UserError
 from stages.lib.params import Params
 
 if TYPE_CHECKING:
+    from httpx2 import Client, Request
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARIES = ["tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model"]
 """What transformers makes a fast tokenizer of; without any of them it makes one with an empty vocabulary."""
 SMALL_FILES = ["*.json", "merges.txt", *VOCABULARIES[2:]]
-"""Configuration and tokenizer."""
-WEIGHTS = (["model.safetensors", "model-*.safetensors"], ["pytorch_model.bin", "pytorch_model-*.bin"])
+"""Configuration and tokenizer, and the lists of what is in which part of divided weights."""
+WEIGHTS = ["model.safetensors", "pytorch_model.bin"]
 """The weights, the better form first; repositories often hold further copies for other libraries."""
+INDEX = ".index.json"
+"""Weights in several files are listed in a file of the name that one file would have, and this."""
+OWN_REVISIONS = ["main", "untrained"]
+SHAPE = ["model_type", "hidden_size", "num_hidden_layers", "vocab_size"]
+"""What all revisions of a model have in common."""
+
+
+def revision_name(name: str) -> str:
+    """The name of a further revision, which is that of a directory too; a `ValueError` if it cannot be."""
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ValueError(f"{name!r} is no name for a directory (letters, digits, '.', '_', '-'); give the commit")
+    if name in OWN_REVISIONS:
+        raise ValueError(f"{name!r} is the name of a revision that every model has; give the commit instead")
+    return name
+
+
+def all_different(names: list[str]) -> list[str]:
+    """The names themselves; a `ValueError` if two are the same, also on a disk that does not tell `A` from `a`."""
+    if len({name.lower() for name in names}) < len(names):
+        raise ValueError(f"two of {names} are the same")
+    return names
 
 
 class ModelParams(Params):
-    """The number format in which the weights are stored; every later stage computes in float32."""
+    """What is stored of a model."""
 
     dtype: Literal["float32", "bfloat16", "float16"]
+    """The number format of the weights; every later stage computes in float32."""
+    revisions: Annotated[list[Annotated[str, AfterValidator(revision_name)]], AfterValidator(all_different)]
+    """Further branches, tags or commits of the hub."""
 
 
 class Origin(NamedTuple):
@@ -46,7 +78,7 @@ class Origin(NamedTuple):
 
 
 def build(name: str | None, revision: str | None, params: ModelParams, seed: int, directory: Path) -> dict[str, Any]:
-    """Write the model and, from the same configuration, a randomly initialised one; returns what `model.json` records.
+    """Write the model, its further revisions and a randomly initialised one; returns what `model.json` records.
 
     Raises:
         UserError: if the model cannot be had, or is none that the pipeline can use.
@@ -56,15 +88,26 @@ def build(name: str | None, revision: str | None, params: ModelParams, seed: int
             "model.name is null: with model.source: pretrained it is a hub id, such as gpt2, or a directory"
         )
     origin = locate(name, revision)
+    if origin.commit is None and params.revisions:
+        raise UserError(
+            f"model.pretrained.revisions is {params.revisions}, but model.name {name!r} is a directory, which has none"
+        )
     config = read_config(origin)
     tokenizer = read_tokenizer(origin)
-    if origin.commit is not None:
-        fetch_weights(origin)
+    # Whether all of them can be had and fit together is known before any weights are fetched.
+    others = {other: locate(name, other, "model.pretrained.revisions") for other in params.revisions}
+    for other, place in others.items():
+        check_same(other, place, config, tokenizer)
+    places = {"main": origin, **others}
+    for place in places.values():
+        fetch_weights(place)
     dtype = getattr(torch, params.dtype)
-    model = read_weights(origin, config, dtype)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    save(model, tokenizer, directory)
-    del model  # one model at a time in memory
+    n_parameters = 0
+    for kept, place in places.items():
+        model = read_weights(place, config, dtype)
+        n_parameters = sum(p.numel() for p in model.parameters())
+        save(model, tokenizer, directory if kept == "main" else directory / "revisions" / kept)
+        del model  # one model at a time in memory
     save(initial_model(config, seed).to(dtype), tokenizer, directory / "revisions" / "untrained")
     return {
         "name": name,
@@ -73,11 +116,12 @@ def build(name: str | None, revision: str | None, params: ModelParams, seed: int
         "commit": origin.commit,
         "n_parameters": n_parameters,
         "dtype": params.dtype,
-        "revisions": ["main", "untrained"],
+        "revisions": [*OWN_REVISIONS, *others],
+        "revision_commits": {other: place.commit for other, place in others.items()},
     }
 
 
-def locate(name: str, revision: str | None) -> Origin:
+def locate(name: str, revision: str | None, setting: str = "model.revision") -> Origin:
     """The model's configuration and tokenizer, fetched if it is not a directory.
 
     Raises:
@@ -92,41 +136,87 @@ def locate(name: str, revision: str | None) -> Origin:
     from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
 
     repository = resolve_model_alias(name) or name
-    path = fetch(repository, revision, SMALL_FILES)
+    path = fetch(repository, revision, SMALL_FILES, setting)
     return Origin(repository, path, path.name)
 
 
-def fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
+def fetch(repository: str, revision: str | None, patterns: list[str], setting: str = "model.revision") -> Path:
     """The directory, in the hub library's own cache, that holds the files of a repository that match the patterns.
 
     Raises:
-        UserError: if the hub refuses or cannot be reached.
+        UserError: if the hub refuses or cannot be reached, or the files do not arrive whole.
     """
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, logging
 
     logging.set_verbosity_error()  # it warns about patterns without a match, which are expected here
     if not sys.stderr.isatty():
         disable_progress_bars()
-    asked = f"model.name is {repository!r}"
+    limit_waiting()
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except errors.GatedRepoError:
-        page = f"{constants.ENDPOINT}/{repository}"
-        raise UserError(f"{asked}, which is gated: accept its terms at {page} and set HF_TOKEN") from None
-    except errors.RepositoryNotFoundError:
-        where = f"{constants.ENDPOINT} has no such model"
-        raise UserError(f"{asked}: {where}, or it is private and HF_TOKEN is not set{similar(repository)}") from None
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except errors.RevisionNotFoundError:
-        raise UserError(f"model.revision is {revision!r}: {repository} has no such branch, tag or commit") from None
-    except errors.HFValidationError:
-        raise UserError(f"{asked}, which is neither a directory nor a possible hub id{similar(repository)}") from None
-    except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:
-        answer = error if isinstance(error, errors.HfHubHTTPError) else error.__cause__
-        if isinstance(answer, errors.HfHubHTTPError):
-            raise UserError(f"{asked}: {constants.ENDPOINT} answers {str(answer).splitlines()[0]}") from None
-        where = f"{constants.ENDPOINT} cannot be reached and it is not in the cache"
-        raise UserError(f"{asked}: {where}; check the network, HF_ENDPOINT and HF_HUB_OFFLINE") from None
+        raise UserError(f"{setting}: {repository} has no branch, tag or commit {revision!r}") from None
+    # HTTPError: an answer, or none. OSError: not in the cache, not the size it should be, or the disk is full.
+    # ValueError: no name of a repository, or no answer that a hub would give. RuntimeError: hf_xet's own downloads.
+    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"model.name is {repository!r}{refusal(repository, error)}") from None
+
+
+@cache
+def limit_waiting() -> None:
+    """Let the hub's library give up on a hub that never answers: for the list of a repository's files it would not."""
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def limit(request: "Request") -> None:
+        given = request.extensions["timeout"]
+        limits = {kind: seconds or constants.HF_HUB_DOWNLOAD_TIMEOUT for kind, seconds in given.items()}
+        request.extensions = {**request.extensions, "timeout": limits}
+
+    def client() -> "Client":
+        made: Client = default_client_factory()
+        made.event_hooks["request"].append(limit)
+        return made
+
+    set_client_factory(client)
+
+
+def refusal(repository: str, error: Exception) -> str:
+    """The end of a message about a repository that cannot be fetched."""
+    import httpx2
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    # The library turns most errors into one that says that the files are not in its cache either.
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+    if isinstance(cause, errors.GatedRepoError):
+        page = f"{hub}/{repository}"
+        return f", which is gated: accept its terms at {page} and set HF_TOKEN to a token of the account that did"
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        private = "or it is private and HF_TOKEN has no token for it"
+        return f": {hub} has no such model, {private}{similar(repository)}"
+    if isinstance(cause, errors.HFValidationError):
+        return f", which is neither a directory nor a possible hub id{similar(repository)}"
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return ": the cache does not have all of it, and HF_HUB_OFFLINE is set; unset it to fetch the model"
+    if isinstance(cause, errors.HfHubHTTPError):
+        status = cause.response.status_code
+        answer = f": {hub} answers {status} {cause.response.reason_phrase}"
+        if status == 401:
+            return f"{answer}: it does not know the token in HF_TOKEN (or that of `hf auth login`)"
+        return f"{answer}; try again later" if status == 429 or status >= 500 else answer
+    if isinstance(cause, httpx2.TimeoutException):
+        limits = "HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds)"
+        return f": {hub} did not answer in time; try again, or raise {limits}"
+    if isinstance(cause, (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
+        why = " ".join(str(cause).split())
+        cached = "the cache does not have all of it"
+        return f": {hub} cannot be reached ({why}) and {cached}; check the network and HF_ENDPOINT"
+    if isinstance(cause, (json.JSONDecodeError, errors.FileMetadataError)):
+        return f": what answers at {hub} is no Hugging Face hub; check HF_ENDPOINT"
+    why = " ".join(f"{type(cause).__name__}: {cause}".split())
+    return f": the download broke off ({why}); files that had arrived are kept, so run it again"
 
 
 def similar(name: str) -> str:
@@ -151,17 +241,21 @@ def read_config(origin: Origin) -> "PretrainedConfig":
     )
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
+    asked = f"model.name is {origin.repository!r}"
     if not (origin.path / "config.json").exists():
-        raise UserError(f"model.name is {origin.repository!r}, which has no config.json: not a transformers model")
+        raise UserError(f"{asked}, which has no config.json: not a transformers model")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(origin.path, trust_remote_code=False)
         architecture = determine_architecture_from_hf_config(config)
+    except OSError:
+        raise UserError(f"{asked}, whose config.json is not JSON: get it again") from None
     except ValueError:
-        unknown = "of an architecture that transformers or TransformerLens does not know"
-        raise UserError(f"model.name is {origin.repository!r}, {unknown}") from None
+        raise UserError(f"{asked}, of an architecture that transformers or TransformerLens does not know") from None
     causal = get_hf_model_class_for_architecture(architecture) is AutoModelForCausalLM
     if not causal or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model.name is {origin.repository!r}, a {architecture}: not a causal language model")
+        raise UserError(f"{asked}, a {architecture}: not a causal language model")
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"{asked}, whose weights are quantised; choose the model that it was made from")
     return config
 
 
@@ -174,7 +268,7 @@ def read_tokenizer(origin: Origin) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerFast | None = None
-    if any((origin.path / name).exists() for name in VOCABULARIES):
+    if has_tokenizer(origin):
         with suppress(OSError, ValueError, ImportError):
             tokenizer = AutoTokenizer.from_pretrained(origin.path, trust_remote_code=False)
     if tokenizer is None or not tokenizer.is_fast:
@@ -182,24 +276,93 @@ def read_tokenizer(origin: Origin) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def fetch_weights(origin: Origin) -> None:
-    """Fetch the weights into the directory of the configuration.
+def has_tokenizer(origin: Origin) -> bool:
+    """Whether there is a vocabulary."""
+    return any((origin.path / name).exists() for name in VOCABULARIES)
+
+
+def check_same(revision: str, origin: Origin, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Refuse a further revision that is another kind of model than the main one, or splits text into other tokens.
 
     Raises:
-        UserError: if the hub refuses or cannot be reached, or the repository has no weights for PyTorch.
+        UserError: naming what differs.
     """
-    for patterns in WEIGHTS:
-        fetch(origin.repository, origin.commit, patterns)
-        if any(match for pattern in patterns for match in origin.path.glob(pattern)):
+    own = read_config(origin).get_text_config()
+    asked = f"model.pretrained.revisions: {revision!r} of {origin.repository}"
+    for name in SHAPE:
+        a, b = getattr(own, name, None), getattr(config.get_text_config(), name, None)
+        if a != b:
+            raise UserError(f"{asked} has {name} {a}, but the model {b}; it cannot be a revision of it")
+    if has_tokenizer(origin) and read_tokenizer(origin).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"{asked} has another vocabulary than the model; it cannot be a revision of it")
+
+
+def fetch_weights(origin: Origin) -> None:
+    """Have the weights whole on the disk, in one form: those of a directory are checked, those of the hub fetched.
+
+    Raises:
+        UserError: if there are none for PyTorch, a file of them is missing or damaged, or the hub does not give it.
+    """
+    asked = f"model.name is {origin.repository!r}"
+    for single in WEIGHTS:
+        files = [single]
+        if origin.commit is not None:
+            fetch(origin.repository, origin.commit, files)
+        index = origin.path / f"{single}{INDEX}"
+        if not (origin.path / single).exists() and index.exists():
+            try:
+                files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{asked}: {damaged(index, origin, 'no weight_map')}") from None
+            if origin.commit is not None:
+                fetch(origin.repository, origin.commit, files)
+            missing = [name for name in files if not (origin.path / name).exists()]
+            if missing:
+                raise UserError(f"{asked}, whose weights lack {missing[0]}, which {index.name} names")
+        if (origin.path / files[0]).exists():
+            for name in files:
+                check_file(origin.path / name, origin)
             return
-    raise UserError(f"model.name is {origin.repository!r}, which has no weights (model.safetensors)")
+    raise UserError(f"{asked}, which has no weights (model.safetensors)")
+
+
+def check_file(file: Path, origin: Origin) -> None:
+    """Refuse a file of weights that is not whole; its numbers are not kept, nor is any code in it run.
+
+    Raises:
+        UserError: naming it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    why = ""
+    if file.suffix == ".safetensors":
+        try:
+            safe_open(file, "pt")
+        except SafetensorError as error:
+            why = str(error)
+    else:
+        try:
+            whole = isinstance(torch.load(file, map_location="meta", weights_only=True), dict)
+        except (OSError, RuntimeError, EOFError, UnpicklingError):
+            whole = False
+        why = "" if whole else "it is no PyTorch file, or has more in it than tensors"
+    if why:
+        raise UserError(f"model.name is {origin.repository!r}: {damaged(file, origin, why)}")
+
+
+def damaged(file: Path, origin: Origin, why: str) -> str:
+    """The end of a message about a file that is not whole."""
+    if origin.commit is None:
+        return f"{file} is damaged ({why}); get it again"
+    # In the hub library's cache it is a link; only without what it leads to is the file fetched again.
+    return f"{file.name} is damaged in the cache ({why}); delete {file.resolve()} and run again"
 
 
 def read_weights(origin: Origin, config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
     """The model with its weights.
 
     Raises:
-        UserError: if weights are missing; transformers would put random ones in their place.
+        UserError: if some are missing or of another shape; transformers would put random ones in their place.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -207,18 +370,22 @@ def read_weights(origin: Origin, config: "PretrainedConfig", dtype: torch.dtype)
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    try:
-        model: PreTrainedModel
-        model, found = AutoModelForCausalLM.from_pretrained(
-            origin.path, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
-    except OSError:
-        raise UserError(f"model.name is {origin.repository!r}, which has no weights (model.safetensors)") from None
-    wrong = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
-    if wrong:
-        raise UserError(
-            f"model.name is {origin.repository!r}, whose weights lack {len(wrong)} tensors such as {wrong[0]}"
-        )
+    model: PreTrainedModel
+    model, found = AutoModelForCausalLM.from_pretrained(
+        origin.path,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # it says which, instead of raising
+    )
+    asked = f"model.name is {origin.repository!r}"
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(f"{asked}, whose weights lack {len(missing)} tensors such as {missing[0]}")
+    for key, stored, wanted in sorted(found["mismatched_keys"]):
+        shapes = f"is {list(stored)}, but config.json makes it {list(wanted)}"
+        raise UserError(f"{asked}, whose weights do not fit it: {key} {shapes}")
     return model
 
 
