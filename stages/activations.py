@@ -237,9 +237,9 @@ class Extraction:
             for number in range(len(rows))
         ]
         with ThreadPoolExecutor(self.n_workers) as pool:
-            digests = [pool.submit(self._digest, *shard) for shard in shards[self.team.rank :: self.team.size]]
-            for digest in digests:
-                digest.result()
+            # Nothing comes back: small results among large blocks that are freed would keep these from being used again.
+            for done in [pool.submit(self._digest_once, *shard) for shard in shards[self.team.rank :: self.team.size]]:
+                done.result()
         self.team.meet()
 
     def _fill(self, revision: str, batches: list[Batch], log: Log) -> None:
@@ -284,6 +284,9 @@ class Extraction:
         for entry in self.entries(revision):
             self.writers[entry].flush()  # first the rows, then the record of them
         self.resume.save(done, f"progress-{self.team.rank}")
+
+    def _digest_once(self, entry: str, split: str, number: int) -> None:
+        self._digest(entry, split, number)
 
     def _digest(self, entry: str, split: str, number: int) -> dict[str, Any]:
         """A shard's checksum and moments, which are worked out once."""
