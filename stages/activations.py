@@ -237,7 +237,7 @@ class Extraction:
             for number in range(len(rows))
         ]
         with ThreadPoolExecutor(self.n_workers) as pool:
-            # Nothing comes back: small results among large blocks that are freed would keep these from being used again.
+            # Nothing comes back: small results among large blocks that are freed would keep these from being reused.
             for done in [pool.submit(self._digest_once, *shard) for shard in shards[self.team.rank :: self.team.size]]:
                 done.result()
         self.team.meet()
