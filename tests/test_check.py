@@ -56,7 +56,7 @@ def test_the_committed_settings_are_right(change):
         ("activations.site", "hook_resid_pots", "hook_resid_post"),
         ("activations.revisions", [], "activations.revisions"),
         ("activations.revisions", [*REVISIONS, "untraind"], "has 'untraind', which model.scratch.revisions lacks; did"),
-        ("activations.revisions", [*REVISIONS, "main+blocks.4.hook_mlp_out"], "layer is 4 .*model.scratch.n_layers = 4"),
+        ("activations.revisions", [*REVISIONS, "main+blocks.4.hook_mlp_out"], "layer is 4 .*scratch.n_layers = 4"),
         ("saes.topk.l0", [8, 16, 9999], "saes.topk.l0 must be whole numbers between 1 and d_sae = 512, not 9999"),
         ("saes.topk.variant", "tok", "did you mean 'topk'"),
         ("saes.topk.activations", "untraind", "saes.topk.activations is 'untraind'.*did you mean 'untrained'"),
