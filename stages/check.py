@@ -104,18 +104,15 @@ def _check_across_sections(checked: dict[str, Any]) -> None:
                 f"activations.n_tokens = {activations.n_tokens}"
             )
     own, _, source_params = checked["model"]
-    steps = own.source == "scratch"
-    known = [
-        "main",
-        "untrained",
-        *(f"step-{one}" if steps else str(one) for one in getattr(source_params, "revisions", [])),
-    ]
-    for revision in activations.revisions_of_model():
-        if revision not in known:
-            raise UserError(
-                f"{params.PARAMS_FILE}: activations.revisions has {revision!r}, which model.{own.source}.revisions "
-                f"lacks{nearest(revision, known)}"
-            )
+    if hasattr(source_params, "revisions"):
+        prefix = "step-" if own.source == "scratch" else ""
+        known = ["main", "untrained", *(f"{prefix}{name}" for name in source_params.revisions)]
+        for revision in activations.revisions_of_model():
+            if revision not in known:
+                raise UserError(
+                    f"{params.PARAMS_FILE}: activations.revisions has {revision!r}, which "
+                    f"model.{own.source}.revisions lacks{nearest(revision, known)}"
+                )
     if own.source == "scratch":
         if tokens.n_ctx > source_params.n_ctx:
             raise UserError(
