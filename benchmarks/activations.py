@@ -34,16 +34,16 @@ from torch import Tensor
 from benchmarks.tables import Table, heading, write
 from benchmarks.trainers import use_threads
 from stages import train
-from stages.lib.batches import normalised_batches, read_batch
-from stages.lib.extraction import Hook, Work, extract
-from stages.lib.files import write_json
-from stages.lib.language_model import MODEL
-from stages.lib.memory import keep_freed_memory
-from stages.lib.permutation import Permutation
-from stages.lib.store import Store, open_store
-from stages.lib.store_writer import StoreWriter
-from stages.lib.training import stretches
-from stages.lib.windows import Windows, WindowWriter
+from stages.lib.activations.batches import normalised_batches, read_batch
+from stages.lib.activations.permutation import Permutation
+from stages.lib.activations.store import Store, open_store
+from stages.lib.activations.writer import StoreWriter
+from stages.lib.io.files import write_json
+from stages.lib.language.extraction import Hook, Work, extract
+from stages.lib.language.model import MODEL
+from stages.lib.language.windows import Windows, WindowWriter
+from stages.lib.run.machine import keep_freed_memory
+from stages.lib.sae.training import stretches
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

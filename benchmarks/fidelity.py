@@ -29,10 +29,10 @@ from torch import Tensor
 from benchmarks.ours import OurTrainer
 from benchmarks.tables import Table, heading, write
 from benchmarks.trainers import Inference, Recipe, Trainer, adapters, clock, libraries, use_threads
-from stages.lib.batches import normalised_batches
-from stages.lib.interpolation import at_l0
-from stages.lib.memory import keep_freed_memory
-from stages.lib.store import Store
+from stages.lib.activations.batches import normalised_batches
+from stages.lib.activations.store import Store
+from stages.lib.run.machine import keep_freed_memory
+from stages.lib.stats.equal_l0 import at_l0
 
 METHODS = ("topk", "batch_topk", "relu", "jump_relu")
 OURS = "ours"

@@ -22,13 +22,13 @@ import pandas as pd
 import torch
 
 from stages import train
-from stages.lib import params
-from stages.lib.batches import normalised_batches
-from stages.lib.interpolation import at_l0
-from stages.lib.memory import keep_freed_memory
-from stages.lib.saelens import SAE, load_sae
-from stages.lib.store import Store, open_store
-from stages.lib.training import Training, stretches
+from stages.lib.activations.batches import normalised_batches
+from stages.lib.activations.store import Store, open_store
+from stages.lib.io import params
+from stages.lib.run.machine import keep_freed_memory
+from stages.lib.sae.saved import SAE, load_sae
+from stages.lib.sae.training import Training, stretches
+from stages.lib.stats.equal_l0 import at_l0
 
 RESULTS = Path("benchmarks/results/learning_rates.csv")
 SEED = 1000

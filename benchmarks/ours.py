@@ -1,4 +1,4 @@
-"""Our training step, in the shape that `benchmarks.trainers` asks for; called as `stages.lib.training` calls it."""
+"""Our training step, in the shape that `benchmarks.trainers` asks for; called as `stages.lib.sae.training` calls it."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.trainers import SHARES, Inference, Recipe, weaken
-from stages.lib import plugins, saelens
-from stages.lib.sae import SAE, random_directions
-from stages.lib.seeds import integer
-from stages.lib.training import Schedule
+from stages.lib.io import plugins
+from stages.lib.run.seeds import integer
+from stages.lib.sae import saved
+from stages.lib.sae.base import SAE, random_directions
+from stages.lib.sae.training import Schedule
 
 DEFAULT_LR = 8e-3
 """`train.lr` in `params.yaml`."""
@@ -75,6 +76,6 @@ class OurTrainer:
         weights = self.sae.shifted()
         k = int(self.sae.level) if self.sae.architecture == "topk" else None
         tensors: dict[str, Any] = {"threshold": None}
-        tensors |= {name: weights[name].clone() for name in saelens.TENSORS[self.sae.architecture]}
-        sae = saelens.SAE(architecture=self.sae.architecture, k=k, extra={}, **tensors)
+        tensors |= {name: weights[name].clone() for name in saved.TENSORS[self.sae.architecture]}
+        sae = saved.SAE(architecture=self.sae.architecture, k=k, extra={}, **tensors)
         return lambda x: (codes := sae.encode(x), sae.decode(codes))

@@ -25,9 +25,9 @@ from benchmarks.activations import ROOT
 from benchmarks.learning_rates import ROWS, measured, trained
 from benchmarks.tables import Table, heading, write
 from stages import train
-from stages.lib.memory import keep_freed_memory
-from stages.lib.saelens import load_sae
-from stages.lib.store import Store, open_store
+from stages.lib.activations.store import Store, open_store
+from stages.lib.run.machine import keep_freed_memory
+from stages.lib.sae.saved import load_sae
 
 WAYS = [("float32", "float32"), ("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "bfloat16")]
 """`activations.compute` and `activations.dtype`."""

@@ -8,7 +8,7 @@ The second environment, which `benchmarks/environment.sh` makes, has the other l
 skipped. A step is the whole of it: forward, loss, backward, clipping, Adam and the norm of the decoder, as each library
 does it by itself. All are timed in turns within one process, so that ratios of a run can be compared; milliseconds of
 different runs cannot: machines are noisy. The same goes for memory: glibc is told to keep what was freed (see
-`stages.lib.memory`), as our training does, which makes the others faster too.
+`stages.lib.run.machine`), as our training does, which makes the others faster too.
 
 `encoder` is the product x W_enc alone; `five` are the dense products of a step: z, x_hat, and the gradients of f, W_dec
 and W_enc. One thread, unless OMP_NUM_THREADS says otherwise; then times are the process's own, as other work on the
@@ -33,9 +33,9 @@ import torch
 from benchmarks.ours import SETTINGS, OurTrainer, precisions, revives
 from benchmarks.tables import Table, heading, write
 from benchmarks.trainers import Library, Recipe, Trainer, adapters, clock, libraries, use_threads
-from stages.lib import plugins
-from stages.lib.memory import keep_freed_memory
-from stages.lib.sae import random_directions
+from stages.lib.io import plugins
+from stages.lib.run.machine import keep_freed_memory
+from stages.lib.sae.base import random_directions
 
 SIZES = {"XS": (16, 64, 4), "S": (128, 1024, 16), "L": (768, 6144, 32)}
 """d_in, d_sae, k; XS is for tests."""
@@ -212,7 +212,7 @@ def table(seconds: dict[Row, float], calls: dict[Row, Timed], peak_ms: float | N
 NOTE = """
 Training steps of d_in {d_in}, d_sae {d_sae}, k {k}, batches of {batch}; medians of {rounds} rounds in which all are
 called in turns, in the process's time where one thread computes. Ratios below 1 are faster. `/ fastest other` leaves
-out our own and the row's own library. glibc keeps freed memory for all alike (`stages.lib.memory`). `L0`: active
+out our own and the row's own library. glibc keeps freed memory for all alike (`stages.lib.run.machine`). `L0`: active
 features a token in our last step, after {warm_up} steps of training. `10 %` of features dead means that the loss that
 revives them is at work, `/ idle` what that costs.
 """

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.lib import params, seeds
-from stages.lib.device import device
-from stages.lib.disk import full_disk_said
-from stages.lib.errors import UserError, run
-from stages.lib.extraction import Hook, Work, extract, plan, share
-from stages.lib.files import read_json
-from stages.lib.language_model import (
+from stages.lib.activations.permutation import Permutation
+from stages.lib.activations.store import ACTIVATIONS, DTYPES, SETTINGS, SPLITS
+from stages.lib.activations.writer import StoreWriter, place
+from stages.lib.io import params
+from stages.lib.io.errors import UserError, run
+from stages.lib.io.files import read_json
+from stages.lib.language.extraction import Hook, Work, extract, plan, share
+from stages.lib.language.model import (
     MODEL,
     Place,
     check_hook,
@@ -38,15 +39,12 @@ from stages.lib.language_model import (
     resolve_hook,
     weights_checksum,
 )
-from stages.lib.log import Log
-from stages.lib.memory import keep_freed_memory
-from stages.lib.permutation import Permutation
-from stages.lib.resume import Resume, fingerprint
-from stages.lib.store import ACTIVATIONS, DTYPES, SPLITS
-from stages.lib.store_writer import StoreWriter, place
-from stages.lib.team import Team, launch
-from stages.lib.up_to_date import SETTINGS
-from stages.lib.windows import TOKENS, Windows, read_windows
+from stages.lib.language.windows import TOKENS, Windows, read_windows
+from stages.lib.run import seeds
+from stages.lib.run.log import Log
+from stages.lib.run.machine import device, full_disk_said, keep_freed_memory
+from stages.lib.run.processes import Team, launch
+from stages.lib.run.resume import Resume, fingerprint
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -4,10 +4,10 @@ in: data/activations, data/tokens, data/model, data/train/<arm>
 out: data/attribution/<arm>/nodes.parquet, reports/attribution/<arm>.json
 
 The quantity m is the sum of the next-token negative log-likelihood over all positions of a window but the first; a node
-(t, i) can move the predictions at t and later only. Scores, baselines and m are defined in `stages.lib.node_scores`.
-Ablation and path go to 0 ("what if the feature were absent"). Each seed's SAE at the level that training follows is
-measured; the headline numbers are those of the nodes drawn at random among the active ones, with intervals over
-documents:
+(t, i) can move the predictions at t and later only. Scores, baselines and m are defined in
+`stages.lib.fidelity.attribution`. Ablation and path go to 0 ("what if the feature were absent"). Each seed's SAE at the
+level that training follows is measured; the headline numbers are those of the nodes drawn at random among the active
+ones, with intervals over documents:
 
     spearman pearson sign_agreement slope          grad x act and ablation, signed (slope: of ablation on the score)
     spearman_magnitude[_ig, _activation]           |score| and |ablation|, with IG, or f alone, for the score
@@ -24,27 +24,8 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from stages.lib import params
-from stages.lib.arms import Member, members
-from stages.lib.bootstrap import percentile_interval, resample_counts
-from stages.lib.correlation import (
-    pearson,
-    resampled_pearson,
-    resampled_sign_agreement,
-    resampled_slope,
-    sign_agreement,
-    slope,
-    spearman,
-    top_recall,
-)
-from stages.lib.cross_entropy import spread
-from stages.lib.device import device
-from stages.lib.errors import run
-from stages.lib.files import read_json
-from stages.lib.language_model import check_weights, load_model
-from stages.lib.log import Log
-from stages.lib.memory import keep_freed_memory
-from stages.lib.node_scores import (
+from stages.lib.activations.store import open_store
+from stages.lib.fidelity.attribution import (
     ablations,
     active_nodes,
     completeness_error,
@@ -53,14 +34,32 @@ from stages.lib.node_scores import (
     removal_scores,
     strata,
 )
-from stages.lib.patching import WindowLoss, check_resumption, index_batches
-from stages.lib.reliability import resampled_spearman
-from stages.lib.saelens import SAE, load_sae
-from stages.lib.seeds import numpy_generator
-from stages.lib.store import open_store
-from stages.lib.summary import Row, write_summary
-from stages.lib.tables import write_parquet
-from stages.lib.windows import read_windows
+from stages.lib.fidelity.cross_entropy import spread
+from stages.lib.io import params
+from stages.lib.io.errors import run
+from stages.lib.io.files import read_json
+from stages.lib.io.summary import Row, write_summary
+from stages.lib.io.tables import write_parquet
+from stages.lib.language.model import check_weights, load_model
+from stages.lib.language.patching import WindowLoss, check_resumption, index_batches
+from stages.lib.language.windows import read_windows
+from stages.lib.run.log import Log
+from stages.lib.run.machine import device, keep_freed_memory
+from stages.lib.run.seeds import numpy_generator
+from stages.lib.sae.members import Member, members
+from stages.lib.sae.saved import SAE, load_sae
+from stages.lib.stats.correlation import (
+    pearson,
+    resampled_pearson,
+    resampled_sign_agreement,
+    resampled_slope,
+    resampled_spearman,
+    sign_agreement,
+    slope,
+    spearman,
+    top_recall,
+)
+from stages.lib.stats.intervals import percentile_interval, resample_counts
 
 DATA = Path("data/attribution")
 LOGITS = 2**23

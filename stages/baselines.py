@@ -1,11 +1,12 @@
 """How well concepts are detected in a revision's activations without an SAE: what the SAEs' numbers are to be read by.
 
 in: data/activations, data/tokens, data/concepts
-out: data/baselines/<revision> (`stages.lib.baseline_results`)
+out: data/baselines/<revision> (`stages.lib.detectors.saved_baselines`)
 
-Token lookup, the dense probe (`stages.lib.baselines`), and signed residual and principal coordinates with the selection
-that SAE features go through (`stages.lib.coverage`): as many as an SAE has features, or all there are. A stage of its
-own, because all arms on the same revision share these numbers; `stages.interpret` joins them to those of its SAEs.
+Token lookup, the dense probe (`stages.lib.detectors.baselines`), and signed residual and principal coordinates with the
+selection that SAE features go through (`stages.lib.detectors.coverage`): as many as an SAE has features, or all there
+are. A stage of its own, because all arms on the same revision share these numbers; `stages.interpret` joins them to
+those of its SAEs.
 """
 
 from typing import NamedTuple
@@ -13,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stages.lib import params
-from stages.lib.baseline_results import Baselines, identity, write_baselines
-from stages.lib.baselines import DenseProbe, TokenLookup
-from stages.lib.concept_sample import (
+from stages.lib.activations.store import open_store
+from stages.lib.detectors.baselines import DenseProbe, TokenLookup
+from stages.lib.detectors.choose import Detected, DetectionParams, Detector, choose_and_score
+from stages.lib.detectors.coverage import Features, always_on, bases, chance_level
+from stages.lib.detectors.sample import (
     SPLITS,
     Parts,
     Sample,
@@ -27,11 +29,10 @@ from stages.lib.concept_sample import (
     shifted,
     stream,
 )
-from stages.lib.coverage import Features, always_on, bases, chance_level
-from stages.lib.detection import Detected, DetectionParams, Detector, choose_and_score
-from stages.lib.errors import run
-from stages.lib.log import Log
-from stages.lib.store import open_store
+from stages.lib.detectors.saved_baselines import Baselines, identity, write_baselines
+from stages.lib.io import params
+from stages.lib.io.errors import run
+from stages.lib.run.log import Log
 
 
 class Settings(NamedTuple):

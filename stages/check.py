@@ -10,9 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from stages.lib import params, plugins
-from stages.lib.errors import UserError, nearest, run
-from stages.lib.files import write_json
+from stages.lib.io import params, plugins
+from stages.lib.io.errors import UserError, nearest, run
+from stages.lib.io.files import write_json
 
 CHECK = Path("data/check")
 

@@ -3,9 +3,9 @@
 in: reports/{evaluate,frequency,emergence,attribution,interpret}/<arm>.json, data/frequency/<arm>, data/train/<arm>
 out: data/compare, reports/compare
 
-Tables at matched L0 and paired differences (`stages.lib.matched`); agreement of the decoders of all runs at the level
-nearest the middle L0 (`stages.lib.agreement`). Nothing is written when an SAE fails the sanity gate, unless its arm is
-a control: those are there to fail.
+Tables at matched L0 and paired differences (`stages.lib.stats.equal_l0`); agreement of the decoders of all runs at the
+level nearest the middle L0 (`stages.lib.features.agreement`). Nothing is written when an SAE fails the sanity gate,
+unless its arm is a control: those are there to fail.
 """
 
 import math
@@ -17,20 +17,28 @@ import pandas as pd
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from stages.lib import params
-from stages.lib.agreement import PAIR_COLUMNS, Dictionary, pairs, random_level, shared_curves, summarise
-from stages.lib.arms import Member, cell, members
-from stages.lib.errors import UserError, nearest, run
-from stages.lib.files import read_json
-from stages.lib.log import Log
-from stages.lib.matched import differences, matched_values, means, middle, missing, nearest_levels, variance_shares
-from stages.lib.params import Params
-from stages.lib.saelens import load_sae
-from stages.lib.sanity import sanity_failures
-from stages.lib.seeds import integer, numpy_generator
-from stages.lib.summary import read_summaries
-from stages.lib.tables import read_parquet, write_csv, write_parquet, write_rounded
-from stages.lib.tensors import load
+from stages.lib.features.agreement import PAIR_COLUMNS, Dictionary, pairs, random_level, shared_curves, summarise
+from stages.lib.fidelity.gate import sanity_failures
+from stages.lib.io import params
+from stages.lib.io.errors import UserError, nearest, run
+from stages.lib.io.files import read_json
+from stages.lib.io.params import Params
+from stages.lib.io.summary import read_summaries
+from stages.lib.io.tables import read_parquet, write_csv, write_parquet, write_rounded
+from stages.lib.io.tensors import load
+from stages.lib.run.log import Log
+from stages.lib.run.seeds import integer, numpy_generator
+from stages.lib.sae.members import Member, cell, members
+from stages.lib.sae.saved import load_sae
+from stages.lib.stats.equal_l0 import (
+    differences,
+    matched_values,
+    means,
+    middle,
+    missing,
+    nearest_levels,
+    variance_shares,
+)
 
 STAGES = ("evaluate", "frequency", "emergence", "attribution", "interpret")
 FREQUENCY, DATA, REPORTS = Path("data/frequency"), Path("data/compare"), Path("reports/compare")

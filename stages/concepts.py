@@ -2,9 +2,9 @@
 
 A token has the concepts of its first character that is no white space, or of its first character if it is white space
 only: a token such as ` x` belongs to the `x`, and a line break with the indentation after it to the line break.
-Languages present in the documents choose the concepts: all of `text_concepts` if there is any plain text, else only
-those that make sense in code; those of `python_concepts` if there is any Python. A concept with too few positives or
-negatives in a split cannot be measured and is left out: `dropped.json` has its name and counts.
+Languages present in the documents choose the concepts: all of `stages.lib.concepts.text` if there is any plain text,
+else only those that make sense in code; those of `python_concepts` if there is any Python. A concept with too few
+positives or negatives in a split cannot be measured and is left out: `dropped.json` has its name and counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from stages.lib import params, python_concepts, text_concepts
-from stages.lib.documents import Document, read_documents
-from stages.lib.errors import UserError, run
-from stages.lib.files import write_json
-from stages.lib.labels import CONCEPTS, SPLITS, Concept, Spec, pack, unpack, write_concepts, write_labels
-from stages.lib.log import Log
-from stages.lib.python_source import Source
-from stages.lib.windows import Windows, read_windows
+from stages.lib.concepts import python_tokens
+from stages.lib.concepts import text as text_concepts
+from stages.lib.concepts.labels import CONCEPTS, SPLITS, Concept, Spec, pack, unpack, write_concepts, write_labels
+from stages.lib.concepts.python_source import Source
+from stages.lib.io import params
+from stages.lib.io.errors import UserError, run
+from stages.lib.io.files import write_json
+from stages.lib.language.documents import Document, read_documents
+from stages.lib.language.windows import Windows, read_windows
+from stages.lib.run.log import Log
 
 CORPUS_SPLIT = {"fit": "sae_train", "validation": "validation", "test": "test"}
 """Where the documents of a split of the tokens come from."""
@@ -82,7 +84,7 @@ def used_documents(split: str, windows: Windows) -> Iterator[tuple[int, Document
 def choose_specs(languages: set[str]) -> list[Spec]:
     """The concepts for documents in these languages."""
     text = [spec for spec in text_concepts.SPECS if "text" in languages or spec.name in text_concepts.IN_CODE]
-    return [*text, *(python_concepts.SPECS if "python" in languages else ())]
+    return [*text, *(python_tokens.SPECS if "python" in languages else ())]
 
 
 def first_characters(text: str, start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -100,7 +102,7 @@ def label_document(document: Document) -> tuple[dict[str, NDArray[np.bool_]], bo
     if document.language != "python":
         return masks, True
     source = Source(document.text)
-    found = python_concepts.label_python(source)
+    found = python_tokens.label_python(source)
     return masks | {name: source.original(mask) for name, mask in found.items()}, source.tree is not None
 
 

@@ -4,8 +4,8 @@ in: data/train/<arm>, data/activations    out: data/embed, reports/embed
 
 For the first seed and the followed level of every arm: spherical k-means of the directions of the features that fire,
 the number of clusters by silhouette, stability under subsampling and between seeds, each against random directions with
-the same covariance (`stages.lib.clusters`); one UMAP per model revision, whose arms share a space (McInnes 2018). All
-arms in one process, because UMAP compiles for ten seconds in each.
+the same covariance (`stages.lib.features.clusters`); one UMAP per model revision, whose arms share a space (McInnes
+2018). All arms in one process, because UMAP compiles for ten seconds in each.
 """
 
 from pathlib import Path
@@ -17,18 +17,18 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.lib import clusters, params
-from stages.lib.arms import Member
-from stages.lib.errors import UserError, run
-from stages.lib.files import atomic, write_json
-from stages.lib.follow_level import followed_members
-from stages.lib.follow_level import revision as revision_of
-from stages.lib.held_out import draw_rows, read_rows
-from stages.lib.log import Log
-from stages.lib.projection import project
-from stages.lib.saelens import load_sae
-from stages.lib.seeds import integer, numpy_generator
-from stages.lib.store import Store, open_store
+from stages.lib.activations.parts import draw_rows, read_rows
+from stages.lib.activations.store import Store, open_store
+from stages.lib.features import clusters
+from stages.lib.features.map import project
+from stages.lib.io import params
+from stages.lib.io.errors import UserError, run
+from stages.lib.io.files import atomic, write_json
+from stages.lib.run.log import Log
+from stages.lib.run.seeds import integer, numpy_generator
+from stages.lib.sae.members import Member, followed_members
+from stages.lib.sae.members import revision as revision_of
+from stages.lib.sae.saved import load_sae
 
 DATA, REPORTS = Path("data/embed"), Path("reports/embed")
 BLOCK = 4096

@@ -3,9 +3,10 @@
 in: data/train/<arm>, data/activations, data/tokens, data/concepts    out: data/emergence/<arm>, reports/emergence
 
 On the checkpoints of the followed level: directions of features against their last and first ones, births and deaths
-(`stages.lib.trajectories`); F1 of every concept at every checkpoint (`stages.lib.concept_curves`) and the time of its
-persistent half-rise, with the agreement of seeds about the order (`stages.lib.emergence_times`). Correlations of that
-time with properties of the concepts (`stages.lib.drivers`) are observations on few concepts and license no "drives".
+(`stages.lib.emergence.trajectories`); F1 of every concept at every checkpoint (`stages.lib.emergence.curves`) and the
+time of its persistent half-rise, with the agreement of seeds about the order (`stages.lib.emergence.times`).
+Correlations of that time with properties of the concepts (`stages.lib.emergence.drivers`) are observations on few
+concepts and license no "drives".
 """
 
 from pathlib import Path
@@ -16,24 +17,31 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.lib import drivers, emergence_rows, params
-from stages.lib.arms import Member
-from stages.lib.concept_curves import Sample
-from stages.lib.emergence_rows import Thresholds
-from stages.lib.errors import UserError, run
-from stages.lib.files import atomic
-from stages.lib.follow_level import followed_members, revision
-from stages.lib.followed import Followed, checkpoint_table, checkpoints, concept_table, feature_table, follow
-from stages.lib.held_out import read_rows
-from stages.lib.label_sums import in_words
-from stages.lib.labelled import Labelled, read_labelled
-from stages.lib.labels import Concept, read_concepts
-from stages.lib.log import Log
-from stages.lib.memory import keep_freed_memory
-from stages.lib.seeds import numpy_generator
-from stages.lib.side_by_side import side_by_side
-from stages.lib.store import open_store
-from stages.lib.summary import write_summary
+from stages.lib.activations.parts import read_rows
+from stages.lib.activations.store import open_store
+from stages.lib.concepts.labelled import Labelled, read_labelled
+from stages.lib.concepts.labels import Concept, read_concepts
+from stages.lib.detectors.label_sums import in_words
+from stages.lib.emergence import drivers, summary_rows
+from stages.lib.emergence.checkpoints import (
+    Followed,
+    checkpoint_table,
+    checkpoints,
+    concept_table,
+    feature_table,
+    follow,
+)
+from stages.lib.emergence.curves import Sample
+from stages.lib.emergence.summary_rows import Thresholds
+from stages.lib.io import params
+from stages.lib.io.errors import UserError, run
+from stages.lib.io.files import atomic
+from stages.lib.io.summary import write_summary
+from stages.lib.run.log import Log
+from stages.lib.run.machine import keep_freed_memory
+from stages.lib.run.parallel import side_by_side
+from stages.lib.run.seeds import numpy_generator
+from stages.lib.sae.members import Member, followed_members, revision
 
 DATA = Path("data/emergence")
 Cosine = Annotated[float, Field(gt=0, lt=1)]
@@ -167,19 +175,19 @@ def main(arm: str) -> None:
     thresholds = Thresholds(own.min_firings, own.settled_cosine, own.lazy_cosine, own.min_final)
     by_concept = properties(parts, fit, concepts, columns)
     by_checkpoint = [checkpoint_table(one, own.min_firings) for one in found]
-    times = pd.concat([emergence_rows.time_table(one, names, own.min_final) for one in found], ignore_index=True)
-    order = emergence_rows.mean_times(times, by_concept)
+    times = pd.concat([summary_rows.time_table(one, names, own.min_final) for one in found], ignore_index=True)
+    order = summary_rows.mean_times(times, by_concept)
     rows = [row for one, table in zip(found, by_checkpoint, strict=True)
-            for row in emergence_rows.seed_rows(one, found, table, times, thresholds)]  # fmt: skip
+            for row in summary_rows.seed_rows(one, found, table, times, thresholds)]  # fmt: skip
     generator = numpy_generator(own.seed, "order")
-    rows += emergence_rows.order_rows(chosen[0], times, order, own.n_permutations, own.n_resamples, generator)
+    rows += summary_rows.order_rows(chosen[0], times, order, own.n_permutations, own.n_resamples, generator)
     write_tables(arm, {
         "trajectories": pd.concat([feature_table(one, names, own.min_firings) for one in found], ignore_index=True),
         "concepts": pd.concat([concept_table(one, names) for one in found], ignore_index=True),
         "checkpoints": pd.concat(by_checkpoint, ignore_index=True),
         "emergence": times,
         "drivers": order,
-        "survival": emergence_rows.survival_table(times, by_concept),
+        "survival": summary_rows.survival_table(times, by_concept),
     })  # fmt: skip
     write_summary("emergence", arm, rows)
 

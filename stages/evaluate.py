@@ -3,9 +3,9 @@
 in: data/activations, data/tokens, data/model, data/train/<arm>
 out: data/evaluate/<arm> (`l0.parquet`, `documents.parquet`), reports/evaluate/<arm>.json
 
-The numbers are defined in `stages.lib.fidelity`; dead features are those that fire nowhere in validation and test. For
-the cross-entropy (nats a token) the reconstruction replaces the activation at all positions but the first, and the
-predictions of all positions but the first count:
+The numbers are defined in `stages.lib.fidelity.measures`; dead features are those that fire nowhere in validation and
+test. For the cross-entropy (nats a token) the reconstruction replaces the activation at all positions but the first,
+and the predictions of all positions but the first count:
 
     ce_recovered_mean = (ce_mean - ce_sae) / (ce_mean - ce_clean)       (with ce_zero: ce_recovered_zero)
 
@@ -23,26 +23,25 @@ import pandas as pd
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from stages.lib import params
-from stages.lib.arms import Member, members
-from stages.lib.bootstrap import block_sums, ratio_interval, resample_counts
-from stages.lib.correlation import spearman
-from stages.lib.cross_entropy import Sums, joined, spread, window_sums
-from stages.lib.device import device
-from stages.lib.errors import run
-from stages.lib.fidelity import Fidelity, effective_dictionary, l0_statistics
-from stages.lib.files import read_json
-from stages.lib.language_model import check_weights, load_model
-from stages.lib.log import Log
-from stages.lib.memory import keep_freed_memory
-from stages.lib.patching import check_resumption, index_batches
-from stages.lib.reconstruction import Baselines, dead, fidelities
-from stages.lib.saelens import SAE, load_sae
-from stages.lib.seeds import integer, numpy_generator
-from stages.lib.store import Store, open_store
-from stages.lib.summary import Row, write_summary
-from stages.lib.tables import write_parquet
-from stages.lib.windows import Windows, read_windows
+from stages.lib.activations.store import Store, open_store
+from stages.lib.fidelity.cross_entropy import Sums, joined, spread, window_sums
+from stages.lib.fidelity.measures import Fidelity, effective_dictionary, l0_statistics
+from stages.lib.fidelity.reconstruction import Baselines, dead, fidelities
+from stages.lib.io import params
+from stages.lib.io.errors import run
+from stages.lib.io.files import read_json
+from stages.lib.io.summary import Row, write_summary
+from stages.lib.io.tables import write_parquet
+from stages.lib.language.model import check_weights, load_model
+from stages.lib.language.patching import check_resumption, index_batches
+from stages.lib.language.windows import Windows, read_windows
+from stages.lib.run.log import Log
+from stages.lib.run.machine import device, keep_freed_memory
+from stages.lib.run.seeds import integer, numpy_generator
+from stages.lib.sae.members import Member, members
+from stages.lib.sae.saved import SAE, load_sae
+from stages.lib.stats.correlation import spearman
+from stages.lib.stats.intervals import block_sums, ratio_interval, resample_counts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -3,7 +3,8 @@
 in: data/activations, data/tokens, data/concepts, data/train/<arm>
 out: data/frequency/<arm> (`features`, `histogram`, `decades`, all .parquet), reports/frequency/<arm>.json
 
-Reliability, as Spearman, ICC(2,1), Lin's concordance and mean |difference of log10 p| (`stages.lib.reliability`) of
+Reliability, as Spearman, ICC(2,1), Lin's concordance and mean |difference of log10 p| (`stages.lib.stats.reliability`)
+of
 
     split_half        test documents with even and with odd number
     validation        validation and test
@@ -11,8 +12,8 @@ Reliability, as Spearman, ICC(2,1), Lin's concordance and mean |difference of lo
     cross_seed        features of the next seed matched by decoder (`_all`: also pairs below `match_cosine`)
     cross_level       matched features of the same seed at the next sparsity level
 
-Specialisation: `stages.lib.relation`, from one row a feature (`stages.lib.feature_table`). Features with fewer than
-`min_firings` firings on validation or test are left out of all of it and counted as unresolved.
+Specialisation: `stages.lib.features.relation`, from one row a feature (`stages.lib.features.table`). Features with
+fewer than `min_firings` firings on validation or test are left out of all of it and counted as unresolved.
 """
 
 from collections.abc import Iterator
@@ -26,27 +27,26 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.lib import params
-from stages.lib.arms import Member, members
-from stages.lib.bootstrap import resample_counts
-from stages.lib.device import device
-from stages.lib.errors import run
-from stages.lib.feature_table import FiringCounts, feature_table
-from stages.lib.files import read_json
-from stages.lib.labelled import Labelled, read_labelled, usable_concepts, with_concepts
-from stages.lib.labels import read_concepts
-from stages.lib.log import Log
-from stages.lib.matching import best_cosines, match
-from stages.lib.memory import keep_freed_memory
-from stages.lib.relation import decades, relation
-from stages.lib.reliability import rate_agreement, resolved
-from stages.lib.saelens import load_sae
-from stages.lib.seeds import numpy_generator
-from stages.lib.shift_null import feature_null, offsets, record
-from stages.lib.side_by_side import side_by_side
-from stages.lib.store import open_store
-from stages.lib.summary import Row, write_summary
-from stages.lib.tables import write_parquet
+from stages.lib.activations.store import open_store
+from stages.lib.concepts.labelled import Labelled, read_labelled, usable_concepts, with_concepts
+from stages.lib.concepts.labels import read_concepts
+from stages.lib.detectors.null import feature_null, offsets, record
+from stages.lib.features.matching import best_cosines, match
+from stages.lib.features.relation import decades, relation
+from stages.lib.features.table import FiringCounts, feature_table
+from stages.lib.io import params
+from stages.lib.io.errors import run
+from stages.lib.io.files import read_json
+from stages.lib.io.summary import Row, write_summary
+from stages.lib.io.tables import write_parquet
+from stages.lib.run.log import Log
+from stages.lib.run.machine import device, keep_freed_memory
+from stages.lib.run.parallel import side_by_side
+from stages.lib.run.seeds import numpy_generator
+from stages.lib.sae.members import Member, members
+from stages.lib.sae.saved import load_sae
+from stages.lib.stats.intervals import resample_counts
+from stages.lib.stats.reliability import rate_agreement, resolved
 
 BATCH = 8192
 """Tokens at a time."""

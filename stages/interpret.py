@@ -3,10 +3,10 @@
 in: data/activations, data/tokens, data/concepts, data/train/<arm>, data/baselines/<revision of the arm>
 out: data/interpret/<arm> (`concepts`, `baselines`, `probes`, all .parquet), reports/interpret/<arm>.json
 
-Coverage and its corrections are defined in `stages.lib.coverage`: detectors are chosen on validation and scored on
-test; intervals resample test documents. A level's chance level comes from the shifts of all its seeds, which are
-repeats of one another. Beside the SAEs stand k-sparse probes (`stages.lib.probes`) and what `stages.baselines` found
-without an SAE, which is given once, for the first seed and the level that training follows.
+Coverage and its corrections are defined in `stages.lib.detectors.coverage`: detectors are chosen on validation and
+scored on test; intervals resample test documents. A level's chance level comes from the shifts of all its seeds, which
+are repeats of one another. Beside the SAEs stand k-sparse probes (`stages.lib.detectors.probes`) and what
+`stages.baselines` found without an SAE, which is given once, for the first seed and the level that training follows.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
-from stages.lib import params
-from stages.lib.arms import Member, members
-from stages.lib.baseline_results import Baselines, identity, read_baselines
-from stages.lib.concept_probes import Probed, dense_auroc, draw_probed, sparse_aurocs
-from stages.lib.concept_sample import (
+from stages.lib.activations.store import open_store
+from stages.lib.detectors.choose import Detected, DetectionParams, choose_and_score
+from stages.lib.detectors.coverage import Features, chance_level
+from stages.lib.detectors.probes import Probed, dense_auroc, draw_probed, sparse_aurocs
+from stages.lib.detectors.sample import (
     SPLITS,
     Sample,
     candidates,
@@ -30,20 +30,18 @@ from stages.lib.concept_sample import (
     shifted,
     stream,
 )
-from stages.lib.concept_tables import Judged, Key, ProbeScores, concept_table, probe_table, summary_rows
-from stages.lib.coverage import Features, chance_level
-from stages.lib.detection import Detected, DetectionParams, choose_and_score
-from stages.lib.device import device
-from stages.lib.encoder import Encoder
-from stages.lib.errors import UserError, run
-from stages.lib.files import read_json
-from stages.lib.log import Log
-from stages.lib.memory import keep_freed_memory
-from stages.lib.saelens import SAE, load_sae
-from stages.lib.side_by_side import side_by_side
-from stages.lib.store import open_store
-from stages.lib.summary import write_summary
-from stages.lib.tables import write_parquet
+from stages.lib.detectors.saved_baselines import Baselines, identity, read_baselines
+from stages.lib.detectors.tables import Judged, Key, ProbeScores, concept_table, probe_table, summary_rows
+from stages.lib.io import params
+from stages.lib.io.errors import UserError, run
+from stages.lib.io.files import read_json
+from stages.lib.io.summary import write_summary
+from stages.lib.io.tables import write_parquet
+from stages.lib.run.log import Log
+from stages.lib.run.machine import device, keep_freed_memory
+from stages.lib.run.parallel import side_by_side
+from stages.lib.sae.members import Member, members
+from stages.lib.sae.saved import SAE, Encoder, load_sae
 
 
 class InterpretParams(DetectionParams):

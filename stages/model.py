@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import NonNegativeInt
 
-from stages.lib import params, plugins
-from stages.lib.errors import run
-from stages.lib.files import write_json
+from stages.lib.io import params, plugins
+from stages.lib.io.errors import run
+from stages.lib.io.files import write_json
 
 MODEL = Path("data/model")
 

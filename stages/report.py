@@ -4,8 +4,8 @@ in: reports/*/<arm>.json, reports/{compare,embed}, data/{compare,frequency,emerg
     and for what is shown of single features data/{train,activations,tokens,concepts,corpus,model}
 out: reports/report.html (self-contained), reports/report.md, reports/figures/*.png, reports/metrics.json
 
-Draws and words only: every number was computed by an analysis. Text is in `stages.lib.findings`, drawing in
-`stages.lib.plates` and `stages.lib.figures`, layout in `stages.lib.page`.
+Draws and words only: every number was computed by an analysis. Text is in `stages.lib.report.answers`, drawing in
+`stages.lib.report.figures` and `stages.lib.report.draw`, layout in `stages.lib.report.page`.
 """
 
 import os
@@ -17,17 +17,17 @@ from typing import NamedTuple
 import pandas as pd
 from pydantic import PositiveInt
 
-from stages.lib import findings, plates
-from stages.lib.errors import UserError, nearest, run
-from stages.lib.exhibits import Size, map_of_features, nearest_features, single_features, tables
-from stages.lib.files import atomic, read_json, write_json, write_text
-from stages.lib.findings import Results
-from stages.lib.log import Log
-from stages.lib.matched import middle
-from stages.lib.page import Block, Figure, Section, to_html, to_markdown
-from stages.lib.params import Params, read, value
-from stages.lib.summary import read_summaries
-from stages.lib.tables import read_parquet
+from stages.lib.io.errors import UserError, nearest, run
+from stages.lib.io.files import atomic, read_json, write_json, write_text
+from stages.lib.io.params import Params, read, value
+from stages.lib.io.summary import read_summaries
+from stages.lib.io.tables import read_parquet
+from stages.lib.report import answers, figures
+from stages.lib.report.close_up import Size, map_of_features, nearest_features, single_features, tables
+from stages.lib.report.page import Block, Figure, Section, to_html, to_markdown
+from stages.lib.report.results import Results
+from stages.lib.run.log import Log
+from stages.lib.stats.equal_l0 import middle
 
 DATA, REPORTS = Path("data"), Path("reports")
 ANALYSES = ("evaluate", "frequency", "emergence", "attribution", "interpret")
@@ -98,38 +98,38 @@ def sections(results: Results, own: ReportParams) -> list[Section]:
     evolving, checkpoints = (tables(results, "emergence", name) for name in ("trajectories", "checkpoints"))
     facts = (read_json(DATA / name / f"{file}.json") for name, file in
              (("model", "model"), ("corpus", "corpus"), ("tokens", "tokens")))  # fmt: skip
-    coverage = plates.coverage(
-        results, [(name, findings.METRICS[name]) for name in ("cc_coverage", "cc_coverage_contextual")]
+    coverage = figures.coverage(
+        results, [(name, answers.METRICS[name]) for name in ("cc_coverage", "cc_coverage_contextual")]
     )
     size = Size(own.n_features, own.n_contexts, own.n_tokens)
     question_5: list[Block] = [
-        *illustrated(findings.interpretability(results), coverage),
+        *illustrated(answers.interpretability(results), coverage),
         *illustrated(
-            findings.clusters(results, read_json(REPORTS / "embed" / "clusters.json")),
+            answers.clusters(results, read_json(REPORTS / "embed" / "clusters.json")),
             map_of_features(results, own.arm),
         ),
         *illustrated(
-            findings.attribution(results), plates.attribution(results, tables(results, "attribution", "nodes"))
+            answers.attribution(results), figures.attribution(results, tables(results, "attribution", "nodes"))
         ),
     ]
     return [
         Section("1. How do activation functions affect feature learning?", [
-            *illustrated(findings.fidelity(results), plates.frontiers(results, compared["frontier"])),
-            plates.agreement(results, read_parquet(DATA / "compare" / "shared.parquet")),
-            plates.training_curves(results, compared["curves"]),
+            *illustrated(answers.fidelity(results), figures.frontiers(results, compared["frontier"])),
+            figures.agreement(results, read_parquet(DATA / "compare" / "shared.parquet")),
+            figures.training_curves(results, compared["curves"]),
         ]),
         Section("2. What drives the emergence of concepts?", illustrated(
-            findings.drivers(results), plates.emergence(results, tables(results, "emergence", "concepts")),
+            answers.drivers(results), figures.emergence(results, tables(results, "emergence", "concepts")),
         )),
         Section("3. Is the firing frequency a reliable sign of specialisation?", illustrated(
-            findings.frequency(results), plates.rates(results, features),
+            answers.frequency(results), figures.rates(results, features),
         )),
         Section("4. Can the behaviour of features during training be quantified and seen?", illustrated(
-            findings.training(results), plates.trajectories(results, evolving, checkpoints),
+            answers.training(results), figures.trajectories(results, evolving, checkpoints),
         )),
         Section("5. How do sparsity mechanisms affect interpretability?", question_5),
         Section("Features up close", single_features(results, own.arm, size, features)),
-        Section("What the results rest on", findings.setting(*facts)),
+        Section("What the results rest on", answers.setting(*facts)),
     ]  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def main() -> None:
         log.say("\n".join(summary_box(results)))
         if os.environ.get("WANDB_MODE", "disabled") in ("online", "offline"):
             # A process of its own, after everything is written: it can neither change a result nor fail the stage.
-            done = subprocess.run([sys.executable, "-m", "stages.lib.wandb_report"], check=False)
+            done = subprocess.run([sys.executable, "-m", "stages.lib.run.tracking", "report"], check=False)
             if done.returncode:
                 log.say("report: Weights & Biases did not take the report; it is complete in reports/")
 

@@ -20,22 +20,19 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from stages.lib import params, plugins, tensors
-from stages.lib.arms import cell
-from stages.lib.batches import Rows, normalised_batches, resident
-from stages.lib.device import device
-from stages.lib.disk import full_disk_said
-from stages.lib.errors import UserError, run
-from stages.lib.files import write_json, write_text
-from stages.lib.memory import keep_freed_memory
-from stages.lib.resume import Resume, fingerprint
-from stages.lib.sae import SAE, SAEParams, random_directions
-from stages.lib.saelens import fold, load_sae, save_sae
-from stages.lib.seeds import integer
-from stages.lib.store import DTYPES, Store, open_store
-from stages.lib.training import Row, Schedule, Training, train
-from stages.lib.training_log import TrainingLog
-from stages.lib.up_to_date import activation_settings, check_settings
+from stages.lib.activations.batches import Rows, normalised_batches, resident
+from stages.lib.activations.store import DTYPES, Store, activation_settings, check_settings, open_store
+from stages.lib.io import params, plugins, tensors
+from stages.lib.io.errors import UserError, run
+from stages.lib.io.files import write_json, write_text
+from stages.lib.run.live import TrainingLog
+from stages.lib.run.machine import device, full_disk_said, keep_freed_memory
+from stages.lib.run.resume import Resume, fingerprint
+from stages.lib.run.seeds import integer
+from stages.lib.sae.base import SAE, SAEParams, random_directions
+from stages.lib.sae.members import cell
+from stages.lib.sae.saved import fold, load_sae, save_sae
+from stages.lib.sae.training import Row, Schedule, Training, train
 
 N_BLOCKS, BLOCK_ROWS = 64, 256
 """Of validation activations, spread evenly, on which L0 is measured and the threshold of BatchTopK set."""

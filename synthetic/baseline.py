@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from stages.lib import params
-from stages.lib.errors import run
-from stages.lib.fidelity import Moments, squared_distance
-from stages.lib.log import Log
-from stages.lib.matching import random_directions
-from stages.lib.recovery import directions
-from stages.lib.seeds import integer
-from stages.lib.store import Store, open_store
-from stages.lib.summary import REPORTS
-from stages.lib.synthetic import Truth, mean_max_cosine
-from stages.lib.tables import write_rounded
-from stages.lib.truth import BLOCK, REVISION, TRUTH, load_codes, load_truth
+from stages.lib.activations.store import Store, open_store
+from stages.lib.features.matching import random_directions
+from stages.lib.fidelity.measures import Moments, squared_distance
+from stages.lib.io import params
+from stages.lib.io.errors import run
+from stages.lib.io.summary import REPORTS
+from stages.lib.io.tables import write_rounded
+from stages.lib.run.log import Log
+from stages.lib.run.seeds import integer
+from synthetic.recovery import directions
+from synthetic.truth import BLOCK, REVISION, TRUTH, load_codes, load_truth
+from synthetic.world import Truth, mean_max_cosine
 
 
 class BaselineParams(params.Params):

@@ -1,6 +1,6 @@
 """Activations made of known features, in the format of the main pipeline's store.
 
-out: data/activations/synthetic (`stages.lib.store`), data/truth/synthetic (`stages.lib.truth`)
+out: data/activations/synthetic (`stages.lib.activations.store`), data/truth/synthetic (`synthetic.truth`)
 
 Rows are independent, so none is moved: block b of a split is a pure function of (seed, split, b), and a run that was
 stopped goes on with the block after the last recorded one. A row's `position` is its number, from 1.
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
-from stages.lib import params
-from stages.lib.errors import run
-from stages.lib.log import Log
-from stages.lib.resume import Resume, fingerprint
-from stages.lib.seeds import numpy_generator
-from stages.lib.store import ACTIVATIONS
-from stages.lib.store_writer import StoreWriter, place
-from stages.lib.synthetic import SyntheticParams, Truth, draw_codes, draw_truth, mix
-from stages.lib.truth import BLOCK, REVISION, TRUTH, save_codes, save_truth
+from stages.lib.activations.store import ACTIVATIONS
+from stages.lib.activations.writer import StoreWriter, place
+from stages.lib.io import params
+from stages.lib.io.errors import run
+from stages.lib.run.log import Log
+from stages.lib.run.resume import Resume, fingerprint
+from stages.lib.run.seeds import numpy_generator
+from synthetic.truth import BLOCK, REVISION, TRUTH, save_codes, save_truth
+from synthetic.world import SyntheticParams, Truth, draw_codes, draw_truth, mix
 
 RECORD_BLOCKS = 32
 """Blocks between two records of progress."""

@@ -3,7 +3,7 @@
 in: reports/score/<arm>.json, reports/baseline.json      out: reports/recovery.{md,csv,png}
 
 Draws and words only: every number was computed by `synthetic.score` and `synthetic.baseline`. Arms are compared at
-equal L0, each seed interpolated by itself (`stages.lib.matched`); intervals are over seeds.
+equal L0, each seed interpolated by itself (`stages.lib.stats.equal_l0`); intervals are over seeds.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import pandas as pd
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from stages.lib import params
-from stages.lib.bootstrap import t_interval
-from stages.lib.errors import run
-from stages.lib.figures import baseline, canvas, frontier, legend, png
-from stages.lib.files import atomic, read_json, write_text
-from stages.lib.log import Log
-from stages.lib.matched import as_text, key, matched_values, means
-from stages.lib.page import Block, Figure, Note, Section, Table, Text, to_markdown
-from stages.lib.recovery import N_GROUPS
-from stages.lib.summary import REPORTS, read_summaries
-from stages.lib.tables import write_csv
+from stages.lib.io import params
+from stages.lib.io.errors import run
+from stages.lib.io.files import atomic, read_json, write_text
+from stages.lib.io.summary import REPORTS, read_summaries
+from stages.lib.io.tables import write_csv
+from stages.lib.report.draw import baseline, canvas, frontier, legend, png
+from stages.lib.report.page import Block, Figure, Note, Section, Table, Text, to_markdown
+from stages.lib.run.log import Log
+from stages.lib.stats.equal_l0 import as_text, key, matched_values, means
+from stages.lib.stats.intervals import t_interval
+from synthetic.recovery import N_GROUPS
 
 TITLE = "What sparse autoencoders recover of a known dictionary"
 COLUMNS = {
@@ -176,8 +176,8 @@ def page(found: Settings, rows: pd.DataFrame, levels: dict[str, Any]) -> tuple[s
         "**Absorption**: 1 − P(a parent's feature fires | parent and child on) / P(it fires | parent on, no child on), "
         "over pairs that have a learned feature each; **sham**: the same with children of other parents, which imply "
         "nothing; **all children**: also those without a feature, for which the parent's stands in (below 0: it fires "
-        "more often with them). Formulas: `stages/lib/recovery.py`; how the activations are made: "
-        "`stages/lib/synthetic.py`."
+        "more often with them). Formulas: `synthetic/recovery.py`; how the activations are made: "
+        "`synthetic/world.py`."
     )
     sections = [
         Section("At equal L0", [*at_equal_l0(found, rows, levels), picture, Text(meaning), hygiene(rows, levels)]),

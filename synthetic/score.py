@@ -2,9 +2,9 @@
 
 in: data/activations, data/truth, data/train/<arm>
 out: data/score/<arm>: `features.parquet` (a row per SAE and true feature), `children.parquet` (a row per SAE, parent
-and child); reports/score/<arm>.json (`stages.lib.summary`)
+and child); reports/score/<arm>.json (`stages.lib.io.summary`)
 
-The numbers are defined in `stages.lib.recovery`, all of them on the test split, whose features were drawn from other
+The numbers are defined in `synthetic.recovery`, all of them on the test split, whose features were drawn from other
 random numbers than the training's. A feature counts as that of a true one in what is said about absorption if they are
 matched with a cosine of at least `match_cosine`: without it there is nothing that could be silent, or absorb.
 
@@ -27,22 +27,22 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from stages.lib import params, tensors
-from stages.lib.arms import Member, cell, members
-from stages.lib.device import device
-from stages.lib.errors import run
-from stages.lib.fidelity import Fidelity, Moments, l0_statistics, squared_distance
-from stages.lib.files import read_json
-from stages.lib.log import Log
-from stages.lib.recovery import N_GROUPS, RECOVERED, Directions, Families, Firings, directions, frequency_groups
-from stages.lib.saelens import load_sae
-from stages.lib.selection import Active
-from stages.lib.side_by_side import side_by_side
-from stages.lib.store import Store, open_store
-from stages.lib.summary import Row, write_summary
-from stages.lib.synthetic import Truth
-from stages.lib.tables import write_parquet
-from stages.lib.truth import BLOCK, REVISION, TRUTH, load_codes, load_truth
+from stages.lib.activations.store import Store, open_store
+from stages.lib.fidelity.measures import Fidelity, Moments, l0_statistics, squared_distance
+from stages.lib.io import params, tensors
+from stages.lib.io.errors import run
+from stages.lib.io.files import read_json
+from stages.lib.io.summary import Row, write_summary
+from stages.lib.io.tables import write_parquet
+from stages.lib.run.log import Log
+from stages.lib.run.machine import device
+from stages.lib.run.parallel import side_by_side
+from stages.lib.sae.members import Member, cell, members
+from stages.lib.sae.saved import load_sae
+from stages.lib.sae.selection import Active
+from synthetic.recovery import N_GROUPS, RECOVERED, Directions, Families, Firings, directions, frequency_groups
+from synthetic.truth import BLOCK, REVISION, TRUTH, load_codes, load_truth
+from synthetic.world import Truth
 
 SCORES = Path("data/score")
 ABSORBED = 0.5

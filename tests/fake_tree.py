@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.lib import params, tensors
-from stages.lib.saelens import save_sae
-from stages.lib.summary import Row, write_summary
+from stages.lib.io import params, tensors
+from stages.lib.io.summary import Row, write_summary
+from stages.lib.sae.saved import save_sae
 
 ARMS = {"relu": "main", "topk": "main", "frozen_decoder": "main", "untrained": "untrained"}
 SEEDS = [0, 1, 2]
@@ -146,11 +146,11 @@ N_DOCUMENTS, N_CTX = 8, 64
 
 def write_text() -> int:
     """Corpus, tokens, concepts and the activations of both revisions; returns the number of text tokens of a split."""
-    from stages.lib.documents import Document, to_line
-    from stages.lib.files import sha256, write_json
-    from stages.lib.labels import Concept, pack, write_concepts, write_labels
-    from stages.lib.store import FORMAT, shard_header
-    from stages.lib.windows import WindowWriter, read_windows
+    from stages.lib.activations.store import FORMAT, shard_header
+    from stages.lib.concepts.labels import Concept, pack, write_concepts, write_labels
+    from stages.lib.io.files import sha256, write_json
+    from stages.lib.language.documents import Document, to_line
+    from stages.lib.language.windows import WindowWriter, read_windows
 
     corpus, splits = Path("data/corpus"), ("train", "fit", "validation", "test")
     corpus.mkdir(parents=True)
@@ -211,8 +211,8 @@ def write_text() -> int:
 
 def write_details() -> None:
     """The tables of the analyses that the report draws."""
-    from stages.lib.files import write_json
-    from stages.lib.tables import write_parquet
+    from stages.lib.io.files import write_json
+    from stages.lib.io.tables import write_parquet
 
     concepts, clusters, places = list(CONCEPTS), {}, []
     for number, arm in enumerate(ARMS):

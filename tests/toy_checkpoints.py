@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.lib import tensors
-from stages.lib.files import sha256, write_json
-from stages.lib.labels import Concept, pack, write_concepts, write_labels
-from stages.lib.saelens import save_sae
-from stages.lib.store import FORMAT, shard_header
-from stages.lib.windows import WindowWriter
+from stages.lib.activations.store import FORMAT, shard_header
+from stages.lib.concepts.labels import Concept, pack, write_concepts, write_labels
+from stages.lib.io import tensors
+from stages.lib.io.files import sha256, write_json
+from stages.lib.language.windows import WindowWriter
+from stages.lib.sae.saved import save_sae
 
 N_CTX, D_VOCAB, HOOK = 33, 40, "blocks.1.hook_resid_post"
 STEPS = [0, 1, 2, 4, 8, 16, 32, 64]

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.lib.files import sha256, write_json
-from stages.lib.labels import CONCEPTS, Concept, pack, write_concepts, write_labels
-from stages.lib.saelens import save_sae
-from stages.lib.store import FORMAT, shard_header
-from stages.lib.windows import WindowWriter, read_windows
+from stages.lib.activations.store import FORMAT, shard_header
+from stages.lib.concepts.labels import CONCEPTS, Concept, pack, write_concepts, write_labels
+from stages.lib.io.files import sha256, write_json
+from stages.lib.language.windows import WindowWriter, read_windows
+from stages.lib.sae.saved import save_sae
 
 SPLITS = ("fit", "validation", "test")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.lib.files import sha256, write_json
-from stages.lib.saelens import save_sae
-from stages.lib.store import FORMAT, shard_header
-from stages.lib.windows import WindowWriter, read_windows
+from stages.lib.activations.store import FORMAT, shard_header
+from stages.lib.io.files import sha256, write_json
+from stages.lib.language.windows import WindowWriter, read_windows
+from stages.lib.sae.saved import save_sae
 
 N_CTX, D_VOCAB, D_IN, D_SAE, HOOK = 12, 30, 16, 24, "blocks.1.hook_resid_post"
 ROWS = {"train": 40, "fit": 12, "validation": 10, "test": 14}
@@ -69,8 +69,8 @@ def write_tokens() -> None:
 
 def write_store(revision: str = "main") -> tuple[torch.Tensor, float]:
     """The activations of all splits; returns the mean and the scale of the training rows."""
-    from stages.lib.language_model import load_model, weights_checksum
-    from stages.lib.patching import index_batches, run_clean
+    from stages.lib.language.model import load_model, weights_checksum
+    from stages.lib.language.patching import index_batches, run_clean
 
     model = load_model(revision, "cpu")
     directory = Path("data/activations") / revision

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import AfterValidator
 
-from stages.lib import seeds
-from stages.lib.errors import UserError
-from stages.lib.params import Params
+from stages.lib.io.errors import UserError
+from stages.lib.io.params import Params
+from stages.lib.run import seeds
 
 if TYPE_CHECKING:
     from httpx2 import Client, Request

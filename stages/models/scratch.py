@@ -23,15 +23,15 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from stages.lib import seeds
-from stages.lib.device import device
-from stages.lib.documents import CORPUS, read_documents
-from stages.lib.errors import UserError
-from stages.lib.files import write_text
-from stages.lib.log import Log
-from stages.lib.ngrams import nats_per_token
-from stages.lib.params import Params
-from stages.lib.resume import Resume, fingerprint
+from stages.lib.io.errors import UserError
+from stages.lib.io.files import write_text
+from stages.lib.io.params import Params
+from stages.lib.language.documents import CORPUS, read_documents
+from stages.lib.language.ngrams import nats_per_token
+from stages.lib.run import seeds
+from stages.lib.run.log import Log
+from stages.lib.run.machine import device
+from stages.lib.run.resume import Resume, fingerprint
 
 END = "<|endoftext|>"
 END_ID = 0

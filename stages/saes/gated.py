@@ -21,9 +21,9 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from stages.lib import sae
-from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
-from stages.lib.penalty import PenaltyParams, PenaltySAE
+from stages.lib.sae import base
+from stages.lib.sae.pairs import decoded, pairs_above, squared, which_fired, write_gradients
+from stages.lib.sae.penalty import PenaltyParams, PenaltySAE
 
 
 class SAEParams(PenaltyParams):
@@ -53,14 +53,14 @@ class Variant(PenaltySAE):
         threshold = (b_mag - scale * weights["b_enc"]).clamp_min(0)
         return {**weights, "W_enc": weights["W_enc"] * scale, "b_enc": b_mag, "threshold": threshold}
 
-    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """L."""
         pi = self.hidden_pre(x)
         opened = pi.relu()
         feature_acts = (pi > 0) * (self.r_mag.exp() * (pi - self.b_enc) + self.b_mag).relu()
         by_gate = opened @ self.W_dec.detach() + self.b_dec.detach()
         active = feature_acts > 0
-        return sae.Losses(
+        return base.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
             sparsity=warm_up * self.coefficient * opened.sum() / len(x),
             auxiliary=(x - by_gate).square().sum() / len(x),
@@ -68,7 +68,7 @@ class Variant(PenaltySAE):
             fired=active.any(0),
         )
 
-    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """The gradient of L, on a CPU over the pairs whose gate is open."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
@@ -91,7 +91,7 @@ class Variant(PenaltySAE):
         self.b_enc.grad.copy_(by_feature(pi_gradient))  # the magnitudes do not see it
         self.b_mag.grad.copy_(by_feature(m_gradient))
         self.r_mag.grad.copy_(by_feature(m_gradient * scale * u))
-        return sae.Losses(
+        return base.Losses(
             fvu=squared(error) / len(x),
             sparsity=weight * opened.sum(),
             auxiliary=squared(gate_error) / len(x),

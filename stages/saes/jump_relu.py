@@ -17,7 +17,7 @@ weight itself and not its logarithm, which could move only by a fixed factor in 
 `loss` chooses another penalty in place of the one in L, which is `step`:
 
     quadratic   (L0 / T - 1)^2 with L0 = mean_n sum_i H(z_ni - threshold_i) (Rajamanoharan et al. 2024, appendix on
-                target sparsity); levels are wanted L0 and T, which starts there, is what `stages.lib.penalty` leads
+                target sparsity); levels are wanted L0 and T, which starts there, is what `stages.lib.sae.penalty` leads
     tanh        l0_coefficient mean_n sum_i tanh(4 sqrt(d_in) f_ni) (Anthropic, January 2025, "Dictionary Learning
                 Optimization Techniques", transformer-circuits.pub; their activations have mean squared norm d_in).
                 Through f it trains all weights, with df/dz = H(z - threshold) + (threshold / b) K((z - threshold) / b)
@@ -34,10 +34,10 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from stages.lib import sae
-from stages.lib.errors import UserError
-from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
-from stages.lib.penalty import PenaltyParams, PenaltySAE
+from stages.lib.io.errors import UserError
+from stages.lib.sae import base
+from stages.lib.sae.pairs import decoded, pairs_above, squared, which_fired, write_gradients
+from stages.lib.sae.penalty import PenaltyParams, PenaltySAE
 
 MIN_THRESHOLD = 1e-6
 TANH_SCALE = 4.0
@@ -157,13 +157,13 @@ class Variant(PenaltySAE):
         below = (self.threshold - z).relu() * self.dead()
         return below.sum().mul(self.params.pre_act_coefficient / len(z))
 
-    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """L."""
         own, z = self.params, self.hidden_pre(x)
         feature_acts = JumpReLU.apply(z, self.threshold, own.bandwidth, own.loss == "tanh")  # type: ignore[no-untyped-call]
         steps = Step.apply(z, self.threshold, own.bandwidth)  # type: ignore[no-untyped-call]
         n_active = steps.sum() / len(x)
-        return sae.Losses(
+        return base.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
             sparsity=warm_up * self.coefficient * self._penalty(n_active, feature_acts),
             auxiliary=self._pull(z) if own.pre_act_coefficient else x.new_zeros(()),
@@ -171,7 +171,7 @@ class Variant(PenaltySAE):
             fired=(feature_acts > 0).any(0),
         )
 
-    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """The gradient of L, on a CPU over the pairs that are active or in the threshold's window."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
@@ -198,7 +198,7 @@ class Variant(PenaltySAE):
         write_gradients(self, x, pairs, codes, hidden_gradient, error)
         assert self.threshold.grad is not None
         torch.div(torch.bincount(pairs.feature, through, self.d_sae), -own.bandwidth, out=self.threshold.grad)
-        return sae.Losses(
+        return base.Losses(
             fvu=squared(error) / len(x),
             sparsity=loss,
             auxiliary=self._add_pull_gradients(x),

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from stages.lib import sae
-from stages.lib.batch_topk import BatchSAE, keep_largest, largest_of_batch
-from stages.lib.errors import UserError
-from stages.lib.pairs import nested, which_fired, write_bias_gradient, write_sums
-from stages.lib.topk import TopKParams, add_auxk_gradients, auxk
+from stages.lib.io.errors import UserError
+from stages.lib.sae import base
+from stages.lib.sae.batch_topk import BatchSAE, keep_largest, largest_of_batch
+from stages.lib.sae.pairs import nested, which_fired, write_bias_gradient, write_sums
+from stages.lib.sae.topk import TopKParams, add_auxk_gradients, auxk
 
 
 class SAEParams(TopKParams):
@@ -50,7 +50,7 @@ def sizes(groups: list[float], d_sae: int) -> list[int]:
 class Variant(BatchSAE):
     """A Matryoshka SAE in training."""
 
-    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:  # noqa: ARG002
         """L; what the smaller dictionaries add to the last one's error counts as auxiliary."""
         z = self.hidden_pre(x)
         feature_acts = keep_largest(z, int(self.level))
@@ -58,7 +58,7 @@ class Variant(BatchSAE):
         errors = [x - self.b_dec - feature_acts[:, :end] @ self.W_dec[:end] for end in ends]
         by_group = torch.stack([error.square().sum() for error in errors]) / len(x)
         active = feature_acts > 0
-        return sae.Losses(
+        return base.Losses(
             fvu=by_group[-1],
             sparsity=x.new_zeros(()),
             auxiliary=by_group.mean()
@@ -68,7 +68,7 @@ class Variant(BatchSAE):
             fired=active.any(0),
         )
 
-    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """The gradient of L, on a CPU over active features alone."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
@@ -81,7 +81,7 @@ class Variant(BatchSAE):
         write_sums(self, x, pairs, codes * scale, slope.mul_(scale), errors, ends)
         write_bias_gradient(self, errors[0].sum(0).mul_(scale))
         revival = add_auxk_gradients(self, x, errors[-1], self.params.aux_coefficient)
-        return sae.Losses(
+        return base.Losses(
             fvu=by_group[-1],
             sparsity=x.new_zeros(()),
             auxiliary=by_group.mean() - by_group[-1] + self.params.aux_coefficient * revival,

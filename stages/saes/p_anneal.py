@@ -20,9 +20,9 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from stages.lib import sae
-from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
-from stages.lib.penalty import PenaltyParams, PenaltySAE
+from stages.lib.sae import base
+from stages.lib.sae.pairs import decoded, pairs_above, squared, which_fired, write_gradients
+from stages.lib.sae.penalty import PenaltyParams, PenaltySAE
 
 CONSTANT_SHARE = 0.2
 """Of the training, with p = 1."""
@@ -72,42 +72,42 @@ class Variant(PenaltySAE):
                 self.multiply_(known[0] / known[1])
             self.n_falls, self.n_seen = self.n_falls + 1, 0
 
-    def _remember(self, base: Tensor, active: Tensor, n_tokens: int) -> None:
-        """Keep the sums of this batch; `base` is f + 1e-8, of which only active entries count."""
+    def _remember(self, shifted: Tensor, active: Tensor, n_tokens: int) -> None:
+        """Keep the sums of this batch; `shifted` is f + 1e-8, of which only active entries count."""
         exponents = (self.exponent(self.n_falls), self.exponent(self.n_falls + 1))
-        now, later = ((base.detach().pow(p) * active).sum() for p in exponents)
+        now, later = ((shifted.detach().pow(p) * active).sum() for p in exponents)
         self.recent[self.n_seen % N_BATCHES] = torch.stack([now, later]) / n_tokens
         self.n_seen += 1
 
-    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """L."""
         feature_acts = self.hidden_pre(x).relu()
         active, p = feature_acts > 0, self.exponent(self.n_falls)
-        base = feature_acts + SMALL
-        self._remember(base, active, len(x))
-        return sae.Losses(
+        shifted = feature_acts + SMALL
+        self._remember(shifted, active, len(x))
+        return base.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
-            sparsity=warm_up * self.coefficient * (base.pow(p) * active).sum() / len(x),
+            sparsity=warm_up * self.coefficient * (shifted.pow(p) * active).sum() / len(x),
             auxiliary=x.new_zeros(()),
             l0=active.sum() / len(x),
             fired=active.any(0),
         )
 
-    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """The gradient of L, on a CPU over active features alone."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
         pairs = pairs_above(self, x, torch.zeros_like(self.b_enc))
         codes, p = pairs.z.relu(), self.exponent(self.n_falls)
-        active, base = codes > 0, codes + SMALL
+        active, shifted = codes > 0, codes + SMALL
         weight = warm_up * self.coefficient / len(x)
-        self._remember(base, active, len(x))
+        self._remember(shifted, active, len(x))
         error, slope = decoded(self, x, pairs, codes)
-        hidden_gradient = slope.mul_(2 / len(x)).add_(weight * p * base.pow(p - 1)).mul_(active)
+        hidden_gradient = slope.mul_(2 / len(x)).add_(weight * p * shifted.pow(p - 1)).mul_(active)
         write_gradients(self, x, pairs, codes, hidden_gradient, error)
-        return sae.Losses(
+        return base.Losses(
             fvu=squared(error) / len(x),
-            sparsity=weight * base[active].pow(p).sum(),
+            sparsity=weight * shifted[active].pow(p).sum(),
             auxiliary=x.new_zeros(()),
             l0=active.sum() / len(x),
             fired=which_fired(pairs, codes, self.d_sae),

@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.lib import sae
-from stages.lib.topk import KParams, keep_top_k
+from stages.lib.sae import base
+from stages.lib.sae.topk import KParams, keep_top_k
 
 SAEParams = KParams
 
 
-class Variant(sae.SAE):
+class Variant(base.SAE):
     """Principal directions."""
 
     architecture = "topk"
@@ -36,11 +36,11 @@ class Variant(sae.SAE):
         self.W_dec[: 2 * n] = torch.stack([vectors, -vectors], 2).flatten(1).T.to(self.W_dec.dtype)
         self.W_enc[:, : 2 * n] = self.W_dec[: 2 * n].T
 
-    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:  # noqa: ARG002
         """The error; nothing is trained."""
         feature_acts = keep_top_k(self.hidden_pre(x), int(self.level))
         active = feature_acts > 0
-        return sae.Losses(
+        return base.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
             sparsity=x.new_zeros(()),
             auxiliary=x.new_zeros(()),
@@ -49,7 +49,7 @@ class Variant(sae.SAE):
         )
 
     @torch.no_grad()
-    def step(self, x: Float[Tensor, "token d_in"], lr: float, warm_up: float) -> sae.Losses:  # noqa: ARG002
+    def step(self, x: Float[Tensor, "token d_in"], lr: float, warm_up: float) -> base.Losses:  # noqa: ARG002
         """Measure a batch."""
         losses = self.losses(x, warm_up)
         self.tokens_since_fired.add_(len(x)).masked_fill_(losses.fired, 0)

@@ -23,9 +23,9 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from stages.lib import sae
-from stages.lib.pairs import decoded, pairs_above, squared, which_fired, write_gradients
-from stages.lib.penalty import PenaltyParams, PenaltySAE
+from stages.lib.sae import base
+from stages.lib.sae.pairs import decoded, pairs_above, squared, which_fired, write_gradients
+from stages.lib.sae.penalty import PenaltyParams, PenaltySAE
 
 FREE_NORM = 0.1
 """Of free decoder rows, at the start."""
@@ -64,12 +64,12 @@ class Variant(PenaltySAE):
         W_dec = torch.nn.functional.normalize(weights["W_dec"], dim=1)
         return {**weights, "W_enc": weights["W_enc"] * norm, "b_enc": weights["b_enc"] * norm, "W_dec": W_dec}
 
-    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """L."""
         feature_acts = self.hidden_pre(x).relu()
         active = feature_acts > 0
         weighed = feature_acts if self.unit_norm else feature_acts * self.W_dec.norm(dim=1)
-        return sae.Losses(
+        return base.Losses(
             fvu=(x - self.decode(feature_acts)).square().sum() / len(x),
             sparsity=warm_up * self.coefficient * weighed.sum() / len(x),
             auxiliary=x.new_zeros(()),
@@ -77,7 +77,7 @@ class Variant(PenaltySAE):
             fired=active.any(0),
         )
 
-    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """The gradient of L, on a CPU over active features: dL/dz = W_dec[i] . dL/dx_hat + the penalty's."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)
@@ -92,7 +92,7 @@ class Variant(PenaltySAE):
             assert self.W_dec.grad is not None
             strength = weight * torch.bincount(pairs.feature, codes, self.d_sae).to(x.dtype)
             self.W_dec.grad.addcmul_((strength / norm)[:, None], self.W_dec.detach())
-        return sae.Losses(
+        return base.Losses(
             fvu=squared(error) / len(x),
             sparsity=(penalty * codes).sum(),
             auxiliary=x.new_zeros(()),

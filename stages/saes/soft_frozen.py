@@ -12,8 +12,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from stages.lib import sae
-from stages.lib.topk import TopKParams, topk_gradients, topk_losses
+from stages.lib.sae import base
+from stages.lib.sae.topk import TopKParams, topk_gradients, topk_losses
 
 
 class SAEParams(TopKParams):
@@ -31,7 +31,7 @@ def into_cone_(directions: Float[Tensor, "d_sae d_in"], axes: Float[Tensor, "d_s
     directions.copy_(torch.where(cosine < min_cosine, border, directions))
 
 
-class Variant(sae.SAE):
+class Variant(base.SAE):
     """A TopK SAE whose decoder may turn a little."""
 
     architecture = "topk"
@@ -44,11 +44,11 @@ class Variant(sae.SAE):
         """Keep every direction in its cone."""
         into_cone_(self.W_dec, self.axes, self.params.min_cosine)
 
-    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:  # noqa: ARG002
+    def losses(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:  # noqa: ARG002
         """L."""
         return topk_losses(self, x, int(self.level), self.params.aux_coefficient)
 
-    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> sae.Losses:
+    def gradients(self, x: Float[Tensor, "token d_in"], warm_up: float) -> base.Losses:
         """The gradient of L, on a CPU over active features alone."""
         if x.device.type != "cpu":
             return super().gradients(x, warm_up)

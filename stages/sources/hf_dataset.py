@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
-from stages.lib.documents import Document
-from stages.lib.errors import UserError, nearest
-from stages.lib.params import Params
+from stages.lib.io.errors import UserError, nearest
+from stages.lib.io.params import Params
+from stages.lib.language.documents import Document
 
 if TYPE_CHECKING:
     from httpx2 import Client, Request

@@ -27,9 +27,9 @@ from glob import iglob
 from pathlib import Path
 from typing import Any
 
-from stages.lib.documents import Document
-from stages.lib.errors import UserError, nearest
-from stages.lib.params import Params
+from stages.lib.io.errors import UserError, nearest
+from stages.lib.io.params import Params
+from stages.lib.language.documents import Document
 
 TEXTS = Path("texts")
 REMEDY = "mend it, take it away or narrow corpus.local_files.glob"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.lib.documents import Document
-from stages.lib.errors import UserError
-from stages.lib.params import Params
+from stages.lib.io.errors import UserError
+from stages.lib.io.params import Params
+from stages.lib.language.documents import Document
 
 SETTING = "corpus.python_packages.packages"
 

@@ -1,0 +1,144 @@
+"""How much of a list of concepts a set of features detects, corrected for what chance and the token id alone reach.
+
+For each concept the best feature and threshold on validation are scored on test (`stages.lib.detectors.counts`);
+coverage is the mean F1 over concepts (Karvonen et al. 2024, arXiv 2408.00113, section 3.1, there without the held-out
+split). With
+
+    F0 = max(2 p / (1 + p), 99th percentile of the F1 that the same selection reaches on shifted labels)
+    cc = (F1 - F0) / (1 - F0)
+
+where 2 p / (1 + p) is the F1 of firing always; the contextual form takes the token lookup's F1 into the maximum, over
+concepts that are neither lexical nor positional and need no look ahead, which a causal model does not have.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stages.lib.concepts.labelled import Batch
+from stages.lib.detectors.counts import Choice, Confusion, Predictions, detect
+from stages.lib.detectors.firings import Encode, encoded_firings, level_of
+
+CHANCE_PERCENTILE = 99
+
+
+class Features:
+    """A set of candidate features of the activations: an SAE, or another basis."""
+
+    def __init__(self, encode: Encode, maximum: Float[np.ndarray, " d_sae"], n_concepts: int) -> None:
+        self.encode, self.maximum = encode, maximum
+        self._confusion = Confusion(len(maximum), n_concepts)
+        self.choice: Choice | None = None
+        """The detectors, once they are chosen, with their validation F1."""
+
+    def observe(self, batch: Batch) -> None:
+        """Count a validation batch."""
+        found = encoded_firings(self.encode, batch.x)
+        level = level_of(found.activation, self.maximum[found.feature])
+        self._confusion.add(found.row, found.feature, level, batch.labels)
+
+    def choose(self) -> None:
+        """Fix the best detector of each concept."""
+        self.choice = self._confusion.best_detectors()
+
+    def predict(self, batch: Batch) -> Bool[np.ndarray, "token concept"]:
+        """Where the chosen detectors fire."""
+        assert self.choice is not None, "choose before predicting"
+        return detect(self.encode, batch.x, self.choice, self.maximum)
+
+
+class Basis(NamedTuple):
+    """Directions of the centred activation whose two signs are features."""
+
+    mean: Tensor
+    directions: Tensor
+    """[d_in, direction]"""
+
+    def encode(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
+        """Positive parts of the coordinates and of their negatives."""
+        z = (x - self.mean) @ self.directions
+        return torch.cat([z, -z], dim=1).clamp_min(0)
+
+
+def bases(x: Float[Tensor, "token d_in"], n_candidates: int) -> dict[str, Basis]:
+    """Residual coordinates and principal components of `x`, those with the largest variance.
+
+    As many as give `n_candidates` features with both signs, or all if there are fewer.
+    """
+    mean = x.double().mean(0)
+    centred = x.double() - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+    n = max(1, min(n_candidates // 2, x.shape[1]))
+    largest = centred.square().mean(0).topk(n).indices
+    coordinates = torch.eye(x.shape[1], dtype=torch.float64)[:, largest]
+    principal = vectors[:, values.argsort(descending=True)[:n]]
+    return {
+        "residual": Basis(mean.float(), coordinates.float()),
+        "pca": Basis(mean.float(), principal.float()),
+    }
+
+
+def always_on(prevalence: Float[np.ndarray, " concept"]) -> Float[np.ndarray, " concept"]:
+    """The F1 of firing on every token."""
+    score: npt.NDArray[np.float64] = 2 * prevalence / (1 + prevalence)
+    return score
+
+
+def chance_level(
+    prevalence: Float[np.ndarray, " concept"], null: Float[np.ndarray, "shift concept"]
+) -> Float[np.ndarray, " concept"]:
+    """F0 without the token lookup; with fewer than 100 shifts the percentile is close to the largest of them."""
+    level: npt.NDArray[np.float64] = np.maximum(always_on(prevalence), np.percentile(null, CHANCE_PERCENTILE, axis=0))
+    return level
+
+
+def corrected(
+    f1: Float[np.ndarray, "*batch concept"], f0: Float[np.ndarray, "*#batch concept"]
+) -> Float[np.ndarray, "*batch concept"]:
+    """cc, not floored; 0 where even chance is perfect."""
+    room = np.broadcast_to(1 - f0, f1.shape)
+    cc: npt.NDArray[np.float64] = np.divide(f1 - f0, room, out=np.zeros(f1.shape), where=room > 0)
+    return cc
+
+
+def averages(
+    f1: Float[np.ndarray, "*batch concept"],
+    f1_token: Float[np.ndarray, "*batch concept"],
+    f0: Float[np.ndarray, " concept"],
+    contextual: Bool[np.ndarray, " concept"],
+) -> dict[str, Float[np.ndarray, "*batch"]]:
+    """The averages over concepts that stand for a set of features; contextual ones only if there are such concepts.
+
+    `contextual_gain` is the mean over all concepts of (F1 - F1_token) where positive.
+    """
+    cc = corrected(f1, f0)
+    found = {
+        "coverage": f1.mean(-1),
+        "cc_coverage": np.maximum(cc, 0).mean(-1),
+        "cc_coverage_unfloored": cc.mean(-1),
+        "contextual_gain": np.maximum(f1 - f1_token, 0).mean(-1),
+    }
+    if contextual.any():
+        beyond = corrected(f1, np.maximum(f0, f1_token))[..., contextual]
+        found["coverage_contextual"] = f1[..., contextual].mean(-1)
+        found["cc_coverage_contextual"] = np.maximum(beyond, 0).mean(-1)
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+class Score(NamedTuple):
+    """What a set of features or a baseline reaches."""
+
+    f1: npt.NDArray[np.float64]
+    """[concept]"""
+    resampled: npt.NDArray[np.float64]
+    """[resample, concept], over documents"""
+    mcc: npt.NDArray[np.float64]
+
+
+def score(predictions: Predictions, counts: Int[np.ndarray, "resample document"]) -> Score:
+    """F1 and MCC on test, and F1 on resampled documents."""
+    return Score(predictions.f1(), predictions.resampled_f1(counts), predictions.mcc())

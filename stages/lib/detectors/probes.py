@@ -1,0 +1,251 @@
+"""What else tells a concept from a token: its id alone, all of the activation, or a few features.
+
+- Token lookup: P(c | token id) = (n_vc + 1/2) / (n_v + 1) from counts (Jeffreys' prior), thresholded.
+- Dense probe, the ceiling: logistic regression on the whitened activation with a penalty l2 / 2 ||w||^2 on the mean
+  log-loss. Whitening makes the problem well-conditioned and the penalty the same for all directions.
+- k-sparse probe: the k features with the largest |mean over positives - mean over negatives| (Gurnee et al. 2023,
+  arXiv 2305.01610, section 4.1), then logistic regression on them, on as many positives as negatives.
+
+Thresholds are chosen on validation by F1, from the exact distribution of the scores (lookup) or from a fine histogram.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stages.lib.detectors.firings import Encode, encoded
+from stages.lib.detectors.sample import Sample
+from stages.lib.stats.correlation import auroc
+
+N_BINS = 200
+"""Bins of the predicted probability among which thresholds are chosen."""
+MAX_ITERATIONS = 40
+"""Of L-BFGS."""
+
+
+def lookup(
+    positives: Int[np.ndarray, "token_id concept"], totals: Int[np.ndarray, " token_id"]
+) -> Float[np.ndarray, "token_id concept"]:
+    """P(concept | token id) with half a count added to both outcomes; 1/2 for ids never seen."""
+    probability: npt.NDArray[np.float64] = (positives + 0.5) / (totals[:, None] + 1)
+    return probability
+
+
+def accepted_ids(
+    probability: Float[np.ndarray, "token_id concept"],
+    positives: Int[np.ndarray, "token_id concept"],
+    totals: Int[np.ndarray, " token_id"],
+) -> Bool[np.ndarray, "token_id concept"]:
+    """Which ids are taken for the concept: those at or above the threshold with the highest F1 on the given counts."""
+    order = np.argsort(-probability, axis=0, kind="stable")
+    ordered = np.take_along_axis(probability, order, 0)
+    both = np.take_along_axis(positives, order, 0).cumsum(0)
+    score = 2 * both / np.maximum(totals[order].cumsum(0) + positives.sum(0), 1)
+    # Equal probabilities cannot be told apart: a threshold can only fall behind the last of them.
+    score[:-1][ordered[:-1] == ordered[1:]] = -1
+    best = score.argmax(0)
+    accepted: npt.NDArray[np.bool_] = probability >= ordered[best, np.arange(probability.shape[1])]
+    return accepted
+
+
+class Probe(NamedTuple):
+    """A logistic probe of every concept on the same inputs."""
+
+    weights: Tensor
+    """[d_in, concept]"""
+    bias: Tensor
+    """[concept]"""
+
+    def probability(self, x: Float[Tensor, "token d_in"]) -> Float[np.ndarray, "token concept"]:
+        """The probe's P(concept)."""
+        p: npt.NDArray[np.float32] = torch.sigmoid(torch.addmm(self.bias, x, self.weights)).numpy()
+        return p
+
+
+def fit_dense(x: Float[Tensor, "token d_in"], labels: Bool[np.ndarray, "token concept"], l2: float) -> Probe:
+    """Logistic probes of all concepts on whitened inputs, expressed in the inputs themselves.
+
+    Each starts from its least-squares solution, which in whitened space is E[x (y - p)] / (p (1 - p)).
+    """
+    y = torch.from_numpy(labels).float()
+    mean = x.double().mean(0)
+    centred = x.double() - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+    # Directions without variance would be blown up to unit variance.
+    whiten = (vectors * torch.rsqrt(values.clamp_min(1e-6 * float(values[-1])))).float()
+    white = centred.float() @ whiten
+    p = y.mean(0).clamp(0.5 / len(x), 1 - 0.5 / len(x))
+    weights = white.T @ (y - p) / len(x) / (p * (1 - p))
+    bias = torch.logit(p)
+    _minimise_logistic(lambda: torch.addmm(bias, white, weights), lambda r: white.T @ r, y, weights, bias, l2)
+    weights = whiten @ weights
+    return Probe(weights, bias - mean.float() @ weights)
+
+
+def fit_sparse(
+    feature_acts: Float[Tensor, "concept example k"], labels: Bool[np.ndarray, "concept example"], l2: float
+) -> tuple[Float[Tensor, "concept k"], Float[Tensor, " concept"]]:
+    """Logistic weights and bias of each concept on its own examples, whose inputs should be of order 1."""
+    weights = torch.zeros(feature_acts.shape[0], feature_acts.shape[2])
+    bias = torch.zeros(len(weights))
+    _minimise_logistic(
+        lambda: torch.bmm(feature_acts, weights[:, :, None])[:, :, 0].T + bias,
+        lambda residual: torch.bmm(residual.T[:, None, :], feature_acts)[:, 0],
+        torch.from_numpy(labels.T.copy()).float(),
+        weights,
+        bias,
+        l2,
+    )
+    return weights, bias
+
+
+def _minimise_logistic(
+    logits: Callable[[], Tensor],
+    gradient: Callable[[Tensor], Tensor],
+    y: Tensor,
+    weights: Tensor,
+    bias: Tensor,
+    l2: float,
+) -> None:
+    """Minimise the mean log-loss of each concept, summed over concepts, plus the penalty, by L-BFGS, in place.
+
+    `logits` are [example, concept], like `y`; `gradient` makes that of the weights from that of the logits, which is
+    sigmoid(z) - y: written out, because autograd takes twice as long.
+    """
+    optimiser = torch.optim.LBFGS(
+        [weights, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe", tolerance_change=1e-6
+    )
+
+    @torch.no_grad()
+    def closure() -> Tensor:
+        z = logits()
+        residual = (torch.sigmoid(z) - y) / len(y)
+        weights.grad = gradient(residual) + l2 * weights
+        bias.grad = residual.sum(0)
+        loss = (torch.nn.functional.softplus(z) - y * z).sum() / len(y)
+        return loss + 0.5 * l2 * weights.square().sum()
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+
+
+class ProbabilityHistogram:
+    """Predicted probabilities of positives and of all tokens, counted in bins, to choose thresholds by F1."""
+
+    def __init__(self, n_concepts: int) -> None:
+        self._positive = np.zeros((n_concepts, N_BINS), np.int64)
+        self._all = np.zeros((n_concepts, N_BINS), np.int64)
+
+    def add(self, probability: Float[np.ndarray, "token concept"], labels: Bool[np.ndarray, "token concept"]) -> None:
+        """Count a batch."""
+        shape = self._all.shape
+        key = np.minimum((probability * N_BINS).astype(np.int64), N_BINS - 1) + np.arange(shape[0]) * N_BINS
+        self._all += np.bincount(key.ravel(), minlength=self._all.size).reshape(shape)
+        self._positive += np.bincount(key[labels], minlength=self._all.size).reshape(shape)
+
+    def thresholds(self) -> Float[np.ndarray, " concept"]:
+        """The lower edge of the bin from which on F1 is highest."""
+        both, fired = (counts[:, ::-1].cumsum(1)[:, ::-1] for counts in (self._positive, self._all))
+        score = 2 * both / np.maximum(fired + both[:, :1], 1)
+        edges: npt.NDArray[np.float64] = score.argmax(1) / N_BINS
+        return edges
+
+
+def balanced_examples(
+    labels: Bool[np.ndarray, "token concept"], n_examples: int, generator: np.random.Generator
+) -> Int[np.ndarray, "concept example"]:
+    """Rows of positives (first half) and of negatives (second half) of each concept, drawn with replacement."""
+    half = n_examples // 2
+    rows = [
+        np.concatenate([generator.choice(np.flatnonzero(column == kind), half) for kind in (True, False)])
+        for column in labels.T
+    ]
+    return np.array(rows, np.int64).reshape(len(rows), 2 * half)
+
+
+class Examples(NamedTuple):
+    """Balanced examples of some concepts among the tokens of one part."""
+
+    rows: npt.NDArray[np.int64]
+    """[concept, example], into the part's tokens."""
+    positive: npt.NDArray[np.bool_]
+    """[concept, example]"""
+
+
+def draw_examples(
+    labels: Bool[np.ndarray, "token concept"], n_examples: int, generator: np.random.Generator
+) -> Examples:
+    """Balanced examples with their labels."""
+    rows = balanced_examples(labels, n_examples, generator)
+    return Examples(rows, np.take_along_axis(labels.T, rows, 1))
+
+
+def largest_differences(
+    feature_acts: Float[Tensor, "token d_sae"], labels: Bool[np.ndarray, "token concept"], k: int
+) -> Int[Tensor, "concept k"]:
+    """The k features whose mean differs most between positives and negatives of each concept."""
+    y = torch.from_numpy(labels).float()
+    inside = feature_acts.T @ y
+    n = y.sum(0)
+    outside = feature_acts.sum(0)[:, None] - inside
+    return (inside / n - outside / (len(y) - n)).abs().topk(k, dim=0).indices.T
+
+
+def sparse_auroc(
+    fit_acts: Float[Tensor, "token d_sae"],
+    test_acts: Float[Tensor, "row d_sae"],
+    ranked: Int[Tensor, "concept k"],
+    fit: Examples,
+    test: Examples,
+    l2: float,
+) -> Float[np.ndarray, " concept"]:
+    """Test AUROC of logistic probes on the ranked features, fitted on the examples of `fit`."""
+
+    def inputs(acts: Tensor, examples: Examples) -> Tensor:
+        return acts[torch.from_numpy(examples.rows)[:, :, None], ranked[:, None, :]]
+
+    train = inputs(fit_acts, fit)
+    # A common unit, so that the penalty weighs the same on all features.
+    unit = train.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+    weights, _ = fit_sparse(train / unit, fit.positive, l2)
+    scores = torch.einsum("cek,ck->ce", inputs(test_acts, test) / unit, weights)
+    return auroc(scores.numpy(), test.positive)
+
+
+MIN_POSITIVES = 20
+"""Positives, and negatives, in the fit and test samples from which a concept is probed: fewer rank too coarsely."""
+
+
+class Probed(NamedTuple):
+    """The concepts with enough examples."""
+
+    columns: npt.NDArray[np.int64]
+    fit: Examples
+    test: Examples
+
+
+def draw_probed(sample: Sample, n_examples: int, generator: np.random.Generator) -> Probed:
+    """The concepts that can be probed, and their examples."""
+    fit, test = (sample.part[split].labels for split in ("fit", "test"))
+    rarer = [np.minimum(labels.sum(0), (~labels).sum(0)) for labels in (fit, test)]
+    columns = np.flatnonzero(np.minimum(*rarer) >= MIN_POSITIVES)
+    return Probed(columns, *(draw_examples(labels[:, columns], n_examples, generator) for labels in (fit, test)))
+
+
+def sparse_aurocs(
+    fit_acts: Float[Tensor, "token d_sae"], encode: Encode, sample: Sample, probed: Probed, k: Sequence[int], l2: float
+) -> dict[int, Float[np.ndarray, " concept"]]:
+    """The test AUROC of each probed concept from its k most different features, for each k."""
+    test_acts = torch.cat(list(encoded(encode, sample.x["test"])))
+    ranked = largest_differences(fit_acts, sample.part["fit"].labels[:, probed.columns], max(k))
+    return {one: sparse_auroc(fit_acts, test_acts, ranked[:, :one], probed.fit, probed.test, l2) for one in k}
+
+
+def dense_auroc(probe: Probe, sample: Sample, probed: Probed) -> Float[np.ndarray, " concept"]:
+    """The test AUROC of each probed concept from the dense probe, on the same examples."""
+    p = probe.probability(sample.x["test"])[:, probed.columns]
+    return auroc(np.take_along_axis(p.T, probed.test.rows, 1), probed.test.positive)

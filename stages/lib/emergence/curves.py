@@ -1,0 +1,169 @@
+"""What the features of one checkpoint detect: F1 of every concept, and each feature's own numbers on two halves.
+
+The best feature and level of a concept are chosen on validation tokens and scored on test tokens, anew at every
+checkpoint (science 3.4). Validation documents are in two halves, so that a change of a feature's best concept between
+checkpoints can be compared with the change between two measurements of the same checkpoint.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.lib.detectors.counts import Choice, Confusion, Table, f1, mcc
+from stages.lib.detectors.coverage import chance_level
+from stages.lib.detectors.firings import Firings, encoded_firings, joined, largest, level_of, listed
+from stages.lib.detectors.label_sums import Members, Words, detector_counts, members
+from stages.lib.detectors.null import Track, concept_null, offsets, record
+from stages.lib.sae.saved import SAE, Encoder
+
+BLOCK = 2048
+"""Tokens encoded at a time."""
+
+
+class Sample(NamedTuple):
+    """Tokens of a held-out split, the documents of the first half before those of the second."""
+
+    x: Tensor
+    """[token, d_in]"""
+    labels: np.ndarray
+    """Bool [token, concept]"""
+    n_first: int
+    """Tokens of the first half."""
+
+    variation: float
+    """`sum ||x - mean x||^2`, in float64."""
+    words: Words
+    """The labels in the form in which they add up fastest, made once for all checkpoints."""
+
+    def halves(self) -> tuple[slice, slice]:
+        """The tokens of each half."""
+        return slice(0, self.n_first), slice(self.n_first, len(self.x))
+
+
+class Half(NamedTuple):
+    """Each feature's numbers on one half of the validation tokens, [feature]."""
+
+    n_firings: np.ndarray
+    mean: np.ndarray
+    """Of the activations above 0; 0 for a feature without any."""
+    maximum: np.ndarray
+    concept: np.ndarray
+    """The concept with the highest MCC at threshold 0, chosen on this half alone."""
+    mcc: np.ndarray
+
+
+class Selection(NamedTuple):
+    """What was found on the validation tokens."""
+
+    choice: Choice
+    maximum: np.ndarray
+    """Each feature's largest activation."""
+    halves: tuple[Half, Half]
+    track: Track
+
+
+def _half(fired: Firings, table: Table, d_sae: int) -> Half:
+    n_firings = np.bincount(fired.feature, minlength=d_sae)
+    total = np.bincount(fired.feature, weights=fired.activation, minlength=d_sae)
+    maximum = largest(fired, d_sae)
+    scores = mcc(table.both[:, 0], table.fired[:, :1], table.positives, table.n)
+    concept = scores.argmax(axis=1)
+    best = scores[np.arange(d_sae), concept]
+    return Half(n_firings, total / np.maximum(n_firings, 1), maximum, concept, best)
+
+
+def select(sae: SAE, sample: Sample) -> Selection:
+    """The best detector of each concept, and each feature's numbers on both halves."""
+    fired = encoded_firings(Encoder(sae), sample.x)
+    maximum = largest(fired, sae.d_sae)
+    level = level_of(fired.activation, maximum[fired.feature])
+    counts = Confusion(sae.d_sae, sample.labels.shape[1])
+    halves: list[Half] = []
+    before: Table | None = None
+    for half in sample.halves():
+        first, last = np.searchsorted(fired.row, [half.start, half.stop])
+        part = Firings(fired.row[first:last], fired.feature[first:last], fired.activation[first:last])
+        counts.add(part.row - np.int32(half.start), part.feature, level[first:last], sample.words.rows(half))
+        table = counts.totals()
+        halves.append(_half(part, table.less(before) if before else table, sae.d_sae))
+        before = table
+    track = Track(fired.row, fired.feature, level, sample.labels, sae.d_sae)
+    return Selection(counts.best_detectors(), maximum, (halves[0], halves[1]), track)
+
+
+class Scores(NamedTuple):
+    """What was measured on the test tokens."""
+
+    f1: list[np.ndarray]
+    """[concept] for each choice of detectors."""
+    fvu: float
+    l0: float
+
+
+def score(sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.ndarray, " d_sae"]) -> Scores:
+    """F1 of the chosen detectors, FVU and L0.
+
+    `FVU = sum ||x - x_hat||^2 / sum ||x - mean x||^2` over the sample (science 0.3); errors are added up in float64.
+    """
+    error, parts, encode = 0.0, [], Encoder(sae)
+    for start in range(0, len(sample.x), BLOCK):
+        x = sample.x[start : start + BLOCK]
+        active = encode.active(x)
+        error += float((x - sae.decode_active(active)).square().sum(dim=1).double().sum())
+        part = listed(active)
+        parts.append(part._replace(row=part.row + np.int32(start)))
+    fired = joined(parts)
+    order = members(np.arange(len(fired.row)), fired.feature, sae.d_sae)
+    level = level_of(fired.activation, maximum[fired.feature])[order.row]
+    keys, labels = Members(order.first, fired.row[order.row]), sample.words
+    positives = sample.labels.sum(axis=0)
+    counts = [detector_counts(choice.feature, choice.level, keys, level, labels) for choice in choices]
+    scores = [f1(both, n_fired, positives) for both, n_fired in counts]
+    return Scores(scores, error / sample.variation, len(fired.row) / len(sample.x))
+
+
+def chance_f1(
+    sae: SAE,
+    selection: Selection,
+    test: Sample,
+    *,
+    mean_run: float,
+    n_shifts: int,
+    generator: np.random.Generator,
+) -> Float[np.ndarray, " concept"]:
+    """F0 of each concept on the test tokens (`stages.lib.detectors.coverage`): the selection, on shifted labels."""
+    track = record(Encoder(sae), test.x, selection.maximum, test.labels)
+    by_validation = offsets(len(selection.track.labels), mean_run, n_shifts, generator)
+    by_test = offsets(len(test.labels), mean_run, n_shifts, generator)
+    null = concept_null(selection.track, track, by_validation, by_test)
+    return chance_level(test.labels.mean(axis=0), null)
+
+
+class Churn(NamedTuple):
+    """The share of features with another best concept."""
+
+    observed: float
+    """From one checkpoint to the next, one half against the other."""
+    null: float
+    """Within each of the two checkpoints, one half against the other."""
+    n: int
+    """Features that fire often enough in both halves at both checkpoints."""
+
+
+def churn(before: tuple[Half, Half], after: tuple[Half, Half], min_firings: int) -> Churn | None:
+    """How many best concepts change between checkpoints, beside how many change between halves of one checkpoint.
+
+    Both compare different halves, so both contain the same noise, and the difference is change (science 1.4 g).
+    """
+    enough = np.all([half.n_firings >= min_firings for half in (*before, *after)], axis=0)
+    if not enough.any():
+        return None
+
+    def changed(a: Int[np.ndarray, " d_sae"], b: Int[np.ndarray, " d_sae"]) -> float:
+        return float((a != b)[enough].mean())
+
+    observed = [changed(before[0].concept, after[1].concept), changed(before[1].concept, after[0].concept)]
+    null = [changed(one.concept, two.concept) for one, two in (before, after)]
+    return Churn(float(np.mean(observed)), float(np.mean(null)), int(enough.sum()))

@@ -1,0 +1,215 @@
+"""Whether the directions of a dictionary fall into clusters, and whether the clusters are more than chance.
+
+Rows are unit vectors x_i; spherical k-means (Dhillon and Modha 2001, section 3) maximises sum_i x_i . m_c(i) over
+assignments c and unit centres m. Signed: features are non-negative, so opposite directions are different features.
+k-means divides any cloud, so nothing here is reported without the same number for random directions that have the
+dictionary's own second moments.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from stages.lib.features.matching import match
+
+MAX_ITERATIONS = 100
+RESTARTS = 4
+PERCENTILES = (1, 25, 50, 75, 99)
+
+
+def unit_rows(rows: Float[np.ndarray, "row d_in"]) -> Float[np.ndarray, "row d_in"]:
+    """The rows at length 1; no row may be 0."""
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def random_like(
+    directions: Float[np.ndarray, "row d_in"], generator: np.random.Generator
+) -> Float[np.ndarray, "row d_in"]:
+    """As many random directions with the same mean and covariance before they are brought to unit length.
+
+    Gaussian: they share the dictionary's preferred subspace (which alone makes silhouettes larger than on the sphere)
+    and have no clusters. `z / sqrt(n) @ (X - m)` with z standard normal has the covariance of the rows of X.
+    """
+    mean = directions.mean(axis=0)
+    noise = generator.standard_normal((len(directions), len(directions))).astype(directions.dtype)
+    return unit_rows(mean + noise @ (directions - mean) / np.sqrt(len(directions)).astype(directions.dtype))
+
+
+def _spread_centres(
+    directions: Float[np.ndarray, "row d_in"], n_clusters: int, generator: np.random.Generator
+) -> Float[np.ndarray, "cluster d_in"]:
+    """Rows as first centres, each drawn in proportion to its distance from those before (Arthur 2007, section 2.2)."""
+    chosen = [int(generator.integers(len(directions)))]
+    distance = np.full(len(directions), np.inf)
+    for _ in range(n_clusters - 1):
+        # 1 - cosine is half the squared distance of unit vectors, which is what k-means++ draws by.
+        distance = np.minimum(distance, np.maximum(1 - directions @ directions[chosen[-1]], 0))
+        distance[chosen] = 0
+        total = float(distance.sum())
+        weights = distance / total if total > 0 else np.full(len(distance), 1 / len(distance))
+        chosen.append(int(generator.choice(len(directions), p=weights)))
+    return directions[chosen]
+
+
+def _lloyd(
+    directions: Float[np.ndarray, "row d_in"], centres: Float[np.ndarray, "cluster d_in"]
+) -> tuple[Int[np.ndarray, " row"], float]:
+    """Labels and objective after alternating assignment and centres until nothing changes."""
+    labels = np.full(len(directions), -1)
+    for _ in range(MAX_ITERATIONS):
+        cosines = directions @ centres.T
+        assigned = cosines.argmax(axis=1)
+        if (assigned == labels).all():
+            break
+        labels = assigned
+        sums = np.eye(len(centres), dtype=directions.dtype)[labels].T @ directions
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(lengths > 0, sums / np.where(lengths > 0, lengths, 1), centres)  # an empty one stays
+    return labels, float(cosines.max(axis=1).sum())
+
+
+def cluster(
+    directions: Float[np.ndarray, "row d_in"], n_clusters: int, generator: np.random.Generator
+) -> Int[np.ndarray, " row"]:
+    """The best of `RESTARTS` runs of spherical k-means, labels ordered by size (0 is the largest)."""
+    runs = [_lloyd(directions, _spread_centres(directions, n_clusters, generator)) for _ in range(RESTARTS)]
+    labels = max(runs, key=lambda run: run[1])[0]
+    order = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
+    rank = np.empty(n_clusters, dtype=np.int64)
+    rank[order] = np.arange(n_clusters)
+    return np.asarray(rank[labels])
+
+
+def silhouettes(cosines: Float[np.ndarray, "row row"], labels: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
+    """`(b - a) / max(a, b)` per row with the distance 1 - cosine (Rousseeuw 1987, section 2).
+
+    a is the mean distance to the row's own cluster without itself, b the smallest mean distance to another cluster;
+    0 for a row that is alone.
+    """
+    members = np.eye(labels.max() + 1)[labels]
+    sizes = members.sum(axis=0)
+    sums = (1 - cosines) @ members
+    rows = np.arange(len(labels))
+    own = sizes[labels]
+    within = sums[rows, labels] / np.maximum(own - 1, 1)
+    others = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.inf)
+    others[rows, labels] = np.inf
+    nearest = others.min(axis=1)
+    scores = (nearest - within) / np.maximum(np.maximum(nearest, within), 1e-12)
+    return np.where((own > 1) & np.isfinite(nearest), scores, 0)
+
+
+class Clustering(NamedTuple):
+    """Labels with the number of clusters that has the largest mean silhouette."""
+
+    n_clusters: int
+    labels: Int[np.ndarray, " row"]
+    silhouette: float
+
+
+def best_clustering(
+    directions: Float[np.ndarray, "row d_in"], candidates: Sequence[int], generator: np.random.Generator
+) -> Clustering:
+    """The clustering whose number of clusters, among `candidates` below the number of rows, has the best silhouette."""
+    cosines = directions @ directions.T
+    tried = []
+    for n_clusters in candidates:
+        if n_clusters < len(directions):
+            labels = cluster(directions, n_clusters, generator)
+            tried.append(Clustering(n_clusters, labels, float(silhouettes(cosines, labels).mean())))
+    return max(tried, key=lambda one: one.silhouette)
+
+
+def adjusted_rand(a: Int[np.ndarray, " row"], b: Int[np.ndarray, " row"]) -> float:
+    """How far two partitions agree beyond chance: 1 for the same, 0 at random (Hubert and Arabie 1985, equation 5)."""
+    table = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(table, (a, b), 1)
+
+    def pairs(counts: Float[np.ndarray, "..."]) -> float:
+        return float((counts * (counts - 1) / 2).sum())
+
+    together, in_a, in_b = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    total = len(a) * (len(a) - 1) / 2
+    expected = in_a * in_b / total
+    largest = (in_a + in_b) / 2
+    return 1.0 if largest == expected else (together - expected) / (largest - expected)
+
+
+def stability(
+    directions: Float[np.ndarray, "row d_in"],
+    reference: Int[np.ndarray, " row"],
+    n_clusters: int,
+    *,
+    n_resamples: int,
+    share: float,
+    generator: np.random.Generator,
+) -> list[float]:
+    """The adjusted Rand index of `reference` with a new clustering of each random part (a `share` of the rows).
+
+    Without replacement: a bootstrap's copies of a row would cluster with themselves (Hennig 2007, section 2).
+    """
+    scores = []
+    for _ in range(n_resamples):
+        rows = np.sort(generator.choice(len(directions), size=max(2, round(share * len(directions))), replace=False))
+        n = min(n_clusters, len(rows) - 1)
+        scores.append(adjusted_rand(reference[rows], cluster(directions[rows], n, generator)))
+    return scores
+
+
+def against(value: float, null: list[float]) -> dict[str, float]:
+    """A statistic beside the same for random directions, `p = (1 + #{null >= value}) / (1 + n)` (Phipson 2010)."""
+    p = (1 + sum(one >= value for one in null)) / (1 + len(null))
+    return {"value": value, "null": float(np.mean(null)), "null_high": float(np.quantile(null, 0.975)), "p": p}
+
+
+def between_seeds(
+    a: Float[np.ndarray, "row d_in"],
+    labels: Int[np.ndarray, " row"],
+    b: Float[np.ndarray, "other d_in"],
+    generator: np.random.Generator,
+) -> float:
+    """The adjusted Rand index of the clusters of `a` and those of `b` over the features that match best one to one."""
+    pairs = match(torch.from_numpy(a), torch.from_numpy(b))
+    other = cluster(b, min(int(labels.max()) + 1, len(b) - 1), generator)
+    return adjusted_rand(labels[pairs.left], other[pairs.right])
+
+
+class Spread(NamedTuple):
+    """How the off-diagonal cosines of a dictionary are distributed."""
+
+    mean: float
+    mean_absolute: float
+    """`c_dec` of science 1.1: the decoder's coherence (Chanin 2025)."""
+    mean_largest: float
+    """Mean over rows of the largest cosine with another row."""
+    percentiles: dict[str, float]
+
+
+def spread(directions: Float[np.ndarray, "row d_in"]) -> Spread:
+    """The distribution of the signed cosines of all pairs of different rows."""
+    cosines = directions @ directions.T
+    off_diagonal = cosines[~np.eye(len(directions), dtype=bool)].reshape(len(directions), -1)
+    # All at once: one partial sort instead of one for each.
+    cuts = np.percentile(off_diagonal, PERCENTILES).tolist()
+    percentiles = {f"p{q}": float(cut) for q, cut in zip(PERCENTILES, cuts, strict=True)}
+    return Spread(
+        float(off_diagonal.mean()),
+        float(np.abs(off_diagonal).mean()),
+        float(off_diagonal.max(axis=1).mean()),
+        percentiles,
+    )
+
+
+def effective_rank(rows: Float[np.ndarray, "row d_in"]) -> float:
+    """`exp(H(s^2 / sum s^2))` of the singular values s: how many directions the rows span about evenly.
+
+    From the eigenvalues of the smaller Gram matrix, which are s^2 (Roy and Vetterli 2007, section 2, with squares).
+    """
+    gram = rows.astype(np.float64)
+    gram = gram.T @ gram if len(rows) >= rows.shape[1] else gram @ gram.T
+    power = np.clip(np.linalg.eigvalsh(gram), 0, None)
+    power = power[power > 0] / power.sum()
+    return float(np.exp(-(power * np.log(power)).sum()))

@@ -1,0 +1,127 @@
+"""Estimates and exact values of what one feature at one token does to a quantity m of the language model.
+
+A *node* is a pair (token t, feature i) with f_ti > 0. With `x = f W_dec + b_dec + error` and the error a node of its
+own (a detached leaf), m depends on f_ti through x_t alone, so one forward and one backward run give all nodes at once:
+
+    grad x act_ti = (0 - f_ti) W_dec[i] . dm/dx_t         estimates m(without the node) - m (Nanda 2023; Syed et al.,
+                                                          arXiv 2310.10348; Marks et al. 2024, arXiv 2403.19647)
+    ig_ti         = (0 - f_ti) (1/K) sum_k W_dec[i] . dm/dx_t at alpha_k = (k - 1/2) / K
+                                                          (Sundararajan et al. 2017, arXiv 1703.01365, midpoint rule)
+    ablation_ti   = m(without the node) - m               exact, a run for each node
+
+The path of the integrated gradients takes all features of the window off together,
+`x(alpha) = x - (1 - alpha) f W_dec`, so their sum over nodes is m(x(0)) - m(x(1)) up to the rule's error: completeness.
+
+Here m is the sum over a window's counted predictions of the next token's negative log-likelihood, in nats. Attention is
+causal, so a node at t moves only the predictions at t and later.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.lib.language.patching import index_batches
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""`metric(x, windows)`: m of each row of x [row, pos, d_in], standing for the window of the index beside it."""
+
+
+class Nodes(NamedTuple):
+    """Active (window, pos, feature) triples with their activation."""
+
+    window: Tensor
+    pos: Tensor
+    feature: Tensor
+    activation: Tensor
+
+    def take(self, rows: Int[Tensor, " node"]) -> "Nodes":
+        """The nodes of these rows."""
+        return Nodes(self.window[rows], self.pos[rows], self.feature[rows], self.activation[rows])
+
+
+def active_nodes(feature_acts: Float[Tensor, "window pos d_sae"]) -> Nodes:
+    """All nodes of a batch of windows; positions that do not take part hold zeros."""
+    where = (feature_acts > 0).nonzero(as_tuple=True)
+    return Nodes(where[0], where[1], where[2], feature_acts[where])
+
+
+def gradient(metric: Metric, x: Float[Tensor, "window pos d_in"], batch: int) -> Float[Tensor, "window pos d_in"]:
+    """The gradient of m at x, `batch` windows at a time; they do not mix, so one backward run serves all in a batch."""
+    pieces: list[Tensor] = []
+    for windows in index_batches(len(x), batch):
+        leaf = x[windows].detach().requires_grad_()
+        pieces += torch.autograd.grad(metric(leaf, windows).sum(), leaf)
+    return torch.cat(pieces)
+
+
+def removal_scores(
+    nodes: Nodes, slope: Float[Tensor, "window pos d_in"], W_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, " node"]:
+    """`(0 - f_ti) W_dec[i] . slope_t` of every node, with `slope` a gradient of m or the mean of several."""
+    pieces = []
+    for rows in index_batches(len(nodes.activation), 1 << 16):
+        some = nodes.take(rows)
+        pieces.append(-some.activation * (W_dec[some.feature] * slope[some.window, some.pos]).sum(1))
+    return torch.cat(pieces) if pieces else slope.new_zeros(0)
+
+
+def path_gradient(
+    metric: Metric,
+    x: Float[Tensor, "window pos d_in"],
+    contribution: Float[Tensor, "window pos d_in"],
+    n_steps: int,
+    batch: int,
+) -> Float[Tensor, "window pos d_in"]:
+    """The mean gradient along the path that takes `contribution` (`f W_dec`) off x, at the midpoints of `n_steps`."""
+    total = torch.zeros_like(x)
+    for step in range(n_steps):
+        alpha = (step + 0.5) / n_steps
+        total += gradient(metric, x - (1 - alpha) * contribution, batch)
+    return total / n_steps
+
+
+@torch.no_grad()
+def ablations(
+    metric: Metric,
+    x: Float[Tensor, "window pos d_in"],
+    nodes: Nodes,
+    W_dec: Float[Tensor, "d_sae d_in"],
+    batch: int,
+) -> Float[Tensor, " node"]:
+    """The value of m without each node: a run of its window for each, `batch` at a time."""
+    pieces = []
+    for rows in index_batches(len(nodes.activation), batch):
+        some = nodes.take(rows)
+        ablated = x[some.window].clone()
+        ablated[torch.arange(len(rows)), some.pos] -= some.activation[:, None] * W_dec[some.feature]
+        pieces.append(metric(ablated, some.window))
+    return torch.cat(pieces) if pieces else x.new_zeros(0)
+
+
+def strata(
+    score: Float[np.ndarray, " node"],
+    activation: Float[np.ndarray, " node"],
+    n_each: int,
+    generator: np.random.Generator,
+) -> Iterator[tuple[str, Int[np.ndarray, " chosen"]]]:
+    """Three samples of nodes: `top` by |score|, `random`, and `activation`, spread evenly over the quantiles of f.
+
+    Agreement on the top nodes alone says little (their range is selected), so `random` is the one to go by. The samples
+    may share nodes.
+    """
+    n = min(n_each, len(score))
+    yield "top", np.sort(np.argsort(-np.abs(score), kind="stable")[:n])
+    yield "random", np.sort(generator.choice(len(score), n, replace=False))
+    by_activation = np.argsort(activation, kind="stable")
+    edges = np.linspace(0, len(score), n + 1).astype(np.int64)
+    # One from each of n equal quantile bins.
+    yield "activation", np.sort(by_activation[generator.integers(edges[:-1], edges[1:])])
+
+
+def completeness_error(scores: Float[Tensor, " node"], effect: float) -> float | None:
+    """How far the scores' sum is from the effect of taking all nodes off, relative to it; None without an effect."""
+    return (scores.double().sum().item() - effect) / effect if effect else None

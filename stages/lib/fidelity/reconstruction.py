@@ -1,0 +1,83 @@
+"""The streams behind an arm's fidelity: every row of the store is read once a pass and serves all SAEs of the arm."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stages.lib.activations.store import Store
+from stages.lib.fidelity.measures import Fidelity, Moments, PrincipalComponents, TokenMeans, mean, squared_distance
+from stages.lib.language.windows import Windows, read_windows
+from stages.lib.run.machine import device
+from stages.lib.run.parallel import side_by_side
+from stages.lib.sae.saved import SAE
+from stages.lib.stats.intervals import block_sums
+
+BATCH = 4096
+"""Tokens at a time."""
+
+
+class Baselines(NamedTuple):
+    """What needs no SAE, over the test tokens."""
+
+    total: np.ndarray
+    """Squared distance from the test mean, [document]."""
+    unigram: float
+    """FVU of the mean by token id."""
+    principal: np.ndarray
+    """FVU of the principal components at ranks 0, 1 .. d_in."""
+
+
+def labelled(store: Store, windows: Windows, split: str) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """The rows of a split in batches, with their token ids and the documents that they belong to."""
+    tokens, document = windows.tokens.flatten(), windows.document.numpy().astype(np.int64)
+    positions, start = store.positions(split), 0
+    for x in store.batches(split, BATCH):
+        flat = positions[start : start + len(x)]
+        start += len(x)
+        yield x.to(device()), tokens[torch.from_numpy(flat)], document[flat // windows.n_ctx]
+
+
+def token_means(store: Store, d_vocab: int) -> Float[Tensor, "d_vocab d_in"]:
+    """The mean activation of each token id in the training rows."""
+    means = TokenMeans(d_vocab, store.d_in)
+    for x, ids, _ in labelled(store, read_windows("train"), "train"):
+        means.add(x, ids)
+    return means.table().to(device())
+
+
+def fidelities(store: Store, windows: Windows, saes: Sequence[SAE], d_vocab: int) -> tuple[Baselines, list[Fidelity]]:
+    """The sums of the baselines and of every SAE over the test tokens."""
+    n_documents = len(windows.document_ids)
+    centre = mean(x.to(device()) for x in store.batches("test", BATCH))
+    principal = PrincipalComponents(Moments(x.to(device()) for x in store.batches("fit", BATCH)))
+    table = token_means(store, d_vocab)
+    total, unigram, left = np.zeros(n_documents), 0.0, np.zeros(store.d_in + 1)
+    sums = [Fidelity(one.d_sae, n_documents, store.mean.to(device())) for one in saes]
+    for x, ids, documents in labelled(store, windows, "test"):
+        total += block_sums(squared_distance(x, centre), documents, n_documents)
+        unigram += float(squared_distance(x, table[ids.long()]).sum())
+        left += principal.squared_error(x)
+        side_by_side(partial(_add, x=x, documents=documents), zip(saes, sums, strict=True), device())
+    return Baselines(total, unigram / total.sum(), left / total.sum()), sums
+
+
+def _add(pair: tuple[SAE, Fidelity], x: Tensor, documents: np.ndarray) -> None:
+    one, own = pair
+    active = one.active(x)
+    own.add(x, one.decode_active(active), active, documents)
+
+
+def dead(store: Store, one: SAE, own: Fidelity) -> Bool[np.ndarray, " d_sae"]:
+    """Which features fire neither in test nor in validation, read until all have fired."""
+    silent = own.firings == 0
+    for x in store.batches("validation", BATCH):
+        if not silent.any():
+            break
+        silent[one.active(x.to(device())).feature] = False
+    result: np.ndarray = silent.cpu().numpy()
+    return result

@@ -1,0 +1,73 @@
+"""All numbers that the report's sentences are made from, and what can be read off an interval."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from stages.lib.stats.equal_l0 import key, nearest_levels
+from stages.lib.stats.intervals import estimate
+
+Cell = Mapping[str, Any]
+SIGNIFICANT = 0.05
+
+
+class Results(NamedTuple):
+    """All numbers that the text is made from."""
+
+    arms: list[str]
+    controls: list[str]
+    reference: str
+    seeds: list[int]
+    targets: list[float]
+    l0: float
+    """The middle target."""
+    compare: dict[str, dict[str, Any]]
+    """`reports/compare/<name>.json` by name."""
+    rows: dict[str, pd.DataFrame]
+    """The summaries of all arms by stage."""
+
+    @property
+    def tested(self) -> list[str]:
+        """The arms that are no controls."""
+        return [arm for arm in self.arms if arm not in self.controls]
+
+    @property
+    def over(self) -> str:
+        """What an interval of this report means."""
+        n = len(self.seeds)
+        return f"95 % over {n} SAE seeds, one LM" if n > 1 else "one SAE seed, one LM: no interval"
+
+    def matched(self, metric: str, target: float | None = None) -> dict[str, Cell]:
+        """The cells of a metric at a target L0 (the middle one if none is named), by arm."""
+        found: dict[str, Cell] = self.compare["matched"].get(key(target or self.l0), {}).get(metric, {})
+        return {arm: found[arm] for arm in self.arms if arm in found}
+
+    def difference(self, metric: str) -> dict[str, Cell]:
+        """The paired differences to the reference arm at the middle L0."""
+        found: dict[str, Cell] = self.compare["differences"].get(key(self.l0), {}).get(metric, {})
+        return {arm: found[arm] for arm in self.arms if arm in found}
+
+    def near(self, stage: str, metric: str) -> dict[str, Cell]:
+        """Means over seeds at each arm's level nearest the middle L0, or at the one level that was measured."""
+        rows = self.rows[stage]
+        rows = rows[rows["metric"] == metric]
+        levels = nearest_levels(self.rows["evaluate"], self.l0)
+        cells: dict[str, Cell] = {}
+        for arm in self.arms:
+            own = rows[rows["arm"] == arm]
+            chosen = own[
+                [levels.get((arm, seed)) == level for seed, level in zip(own["seed"], own["level"], strict=True)]
+            ]
+            chosen = chosen if len(chosen) else own.drop_duplicates("seed")
+            if len(chosen):
+                found = estimate(chosen["value"].tolist(), metric)._asdict()
+                cells[arm] = {name: value for name, value in found.items() if value is not None}
+        return cells
+
+
+def sign(cell: Cell) -> int:
+    """1 or -1 if the interval is all above or all below 0, else 0 (also without an interval)."""
+    if "low" not in cell:
+        return 0
+    return int(cell["low"] > 0) - int(cell["high"] < 0)

@@ -1,0 +1,67 @@
+"""Where the SAEs of an arm lie, `data/train/<arm>/seed-<n>/level-<i>`, and what `train.json` records of them.
+
+Which there are is read from `train.json`, never from a listing: DVC leaves the directory of a seed or level behind that
+was removed from `params.yaml`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.lib.io.errors import UserError
+from stages.lib.io.files import read_json
+
+TRAIN = Path("data/train")
+
+
+class Member(NamedTuple):
+    """One SAE of an arm."""
+
+    arm: str
+    seed: int
+    level: int
+    directory: Path
+    """What `saelens.load_sae` reads."""
+    sparsity: float
+    """The level's value: k, or the coefficient of the sparsity loss."""
+
+
+def cell(arm: str, seed: int, root: Path = TRAIN) -> Path:
+    """The directory of one arm and seed."""
+    return root / arm / f"seed-{seed}"
+
+
+def members(arm: str, seeds: Iterable[int], root: Path = TRAIN) -> list[Member]:
+    """The SAEs of an arm, by seed and then by level.
+
+    Raises:
+        UserError: if a seed was not trained here.
+    """
+    found = []
+    for seed in seeds:
+        directory = cell(arm, seed, root)
+        if not (directory / "train.json").is_file():
+            raise UserError(
+                f"{directory / 'train.json'} is missing; `dvc pull train` brings it from a remote, "
+                f"`dvc repro train@{arm}-{seed}` trains it"
+            )
+        levels = read_json(directory / "train.json")["levels"]
+        found += [
+            Member(arm, seed, level, directory / f"level-{level}", float(sparsity))
+            for level, sparsity in enumerate(levels)
+        ]
+    return found
+
+
+def _facts(arm: str, seed: int) -> Any:
+    return read_json(cell(arm, seed) / "train.json")
+
+
+def followed_members(arm: str, seeds: Iterable[int]) -> list[Member]:
+    """The member of the followed level for each seed."""
+    return [member for member in members(arm, seeds) if member.level == _facts(arm, member.seed)["follow_level"]]
+
+
+def revision(arm: str, seed: int) -> str:
+    """The model revision whose activations the arm was trained on."""
+    return str(_facts(arm, seed)["activations"])

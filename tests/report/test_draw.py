@@ -1,0 +1,111 @@
+"""Figures: one look per arm, bytes that do not change, and what is drawn is what the data say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.lib.report import draw
+from stages.lib.report.draw import LOOKS, SPARE, canvas, look, png
+
+
+def frontier_table() -> pd.DataFrame:
+    records = [
+        (arm, level, seed, 4.0 * 2**level, 0.5 / (1 + level) + 0.01 * seed)
+        for arm in ("relu", "mine")
+        for level in range(3)
+        for seed in range(2)
+    ]
+    return pd.DataFrame(records, columns=["arm", "level", "seed", "l0", "value"])
+
+
+def test_no_two_arms_look_alike() -> None:
+    every = [*LOOKS.values(), *SPARE]
+    assert len({one.colour for one in every}) == len({one.marker for one in every}) == len(every)
+
+
+def test_an_unknown_arm_takes_a_spare_look_by_its_place() -> None:
+    arms = ["relu", "mine", "yours"]
+    assert look("relu", arms) == LOOKS["relu"]
+    assert look("mine", arms) == SPARE[0]
+    assert look("yours", arms) == SPARE[1]
+
+
+def test_same_data_same_bytes_and_no_metadata() -> None:
+    def picture() -> bytes:
+        with canvas(3.0, 2.0) as (figure, (axes,)):
+            draw.frontier(axes, frontier_table(), ["relu", "mine"], "FVU", True)
+            draw.legend(figure, axes)
+            return png(figure)
+
+    first = picture()
+    assert first == picture()
+    assert b"Software" not in first
+    assert b"matplotlib" not in first
+
+
+def test_frontier_draws_seeds_and_their_mean() -> None:
+    with canvas(3.0, 2.0) as (_, (axes,)):
+        draw.frontier(axes, frontier_table(), ["relu", "mine"], "FVU", False)
+        mean = next(line for line in axes.lines if line.get_label() == "relu")
+        assert len(axes.lines) == 2 * (2 + 1)
+        assert mean.get_ydata()[0] == pytest.approx(0.505)
+        assert axes.get_xscale() == "log"
+
+
+def test_densities_leave_out_features_that_never_fired() -> None:
+    with canvas(3.0, 2.0) as (_, (axes,)):
+        draw.densities(axes, {"relu": np.array([0.0, 0.0, 0.01, 0.01, 0.1])}, ["relu"])
+        (patch,) = axes.patches
+        assert patch.get_data().values.max() == pytest.approx(0.85)  # two of the three at 10^-2
+        median = axes.lines[0].get_xdata()
+        assert median[0] == pytest.approx(-2)
+
+
+def test_curves_leave_out_what_has_no_logarithm() -> None:
+    table = pd.DataFrame({"arm": "relu", "step": [0, 1, 10], "cc": [0.1, 0.2, 0.3], "cc_low": 0.0, "cc_high": 0.4})
+    with canvas(3.0, 2.0) as (_, (axes,)):
+        draw.curves(axes, table, ["relu", "topk"], "cc", "step", ("step", "cc"))
+        (line,) = axes.lines
+        assert list(line.get_xdata()) == [1, 10]
+        assert len(axes.collections) == 1  # the band
+
+
+def test_heat_map_of_signed_values_is_symmetric() -> None:
+    with canvas(3.0, 2.0) as (_, (axes,)):
+        draw.heat_map(axes, np.array([[-0.2, 0.5]]), ["a"], ["b", "c"], label="cosine", diverging=True)
+        assert axes.images[0].get_clim() == (-0.5, 0.5)
+        draw.annotate(axes, np.array([[-0.2, np.nan]]))
+        assert [text.get_text() for text in axes.texts] == ["-0.20"]
+
+
+def test_binned_medians_by_hand() -> None:
+    x = np.repeat([-1.9, -0.9], 11)
+    y = np.concatenate([np.arange(11.0), np.arange(11.0) + 5])
+    with canvas(3.0, 2.0) as (_, (axes,)):
+        draw.binned(axes, x, y, ("x", "y"), "#000000")
+        assert axes.lines[0].get_ydata().tolist() == [5, 10]
+
+
+def test_against_has_equal_axes_and_the_line_of_equality() -> None:
+    with canvas(3.0, 3.0) as (_, (axes,)):
+        draw.against(axes, np.array([-1.0, 0.5, 0.0]), np.array([-0.8, 0.4, 0.1]), ("score", "effect"), "#000000")
+        assert axes.get_xlim() == axes.get_ylim() == pytest.approx((-1.3, 1.3))
+        draw.against(axes, np.zeros(2), np.zeros(2), ("score", "effect"), "#000000")
+
+
+def test_everything_else_draws() -> None:
+    shared = pd.DataFrame({"arm": "relu", "kind": ["same", "other", "random"] * 2, "threshold": [0.3] * 3 + [0.5] * 3,
+                           "fraction": [1.0, 0.8, 0.2, 0.9, 0.4, 0.0]})  # fmt: skip
+    points = pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 0.0], "kind": ["lexical", ""]})
+    with canvas(6.0, 4.0, rows=2, columns=3) as (figure, axes):
+        draw.shared_features(axes[0], shared, ["relu"])
+        draw.bars(
+            axes[1], {"relu": {"mean": 0.5, "low": 0.4, "high": 0.6}, "topk": {"mean": 0.1}}, ["relu", "topk"], "ρ"
+        )
+        draw.ridgeline(axes[2], [("step 0", np.array([-1.0, -2.0]))], np.linspace(-3, 0, 7), "log rate")
+        draw.scatter_by_kind(axes[3], points)
+        draw.empty(axes[4], "nothing was measured")
+        draw.baseline(axes[5], 0.5, "unigram")
+        assert len(axes[1].patches) == 2
+        assert axes[4].texts[0].get_text() == "nothing was measured"
+        assert png(figure).startswith(b"\x89PNG")

@@ -1,0 +1,172 @@
+"""A whole run of `evaluate` on toy data, against the same numbers worked out in one piece."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stages import evaluate
+from stages.lib.activations.store import open_store
+from stages.lib.fidelity.cross_entropy import Sums
+from stages.lib.fidelity.reconstruction import dead, labelled, token_means
+from stages.lib.io import params
+from stages.lib.io.files import read_json
+from stages.lib.language.windows import read_windows
+from stages.lib.sae.members import Member
+from stages.lib.sae.saved import SAE, load_sae
+from stages.lib.stats.intervals import resample_counts
+from tests import toy_data
+
+PARAMS = """
+train: {seeds: [0, 1]}
+evaluate: {n_ce_tokens: 10000, n_resamples: 50, seed: 0}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The toy data as the working directory, after a run."""
+    path: Path = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        (path / "params.yaml").write_text(PARAMS)
+        params._document.cache_clear()
+        toy_data.write_all()
+        evaluate.main("toy")
+        yield path
+        params._document.cache_clear()
+
+
+def values(level: int, seed: int) -> dict[str, dict[str, float]]:
+    """The numbers of one SAE."""
+    summary = read_json(Path("reports/evaluate/toy.json"))
+    cells = {name: levels.get(f"level-{level}", {}).get(f"seed-{seed}") for name, levels in summary.items()}
+    return {name: cell for name, cell in cells.items() if cell is not None}
+
+
+def test_all_metrics_are_there() -> None:
+    expected = """fvu l0 l0_sd l0_p5 l0_p95 density dead_fraction dense_fraction effective_dictionary relative_bias
+        hoyer gini cosine ce_clean ce_sae ce_zero ce_mean ce_recovered_mean ce_recovered_zero delta_ce kl
+        ce_random_error fvu_unigram fvu_pca"""
+    for level in (0, 1):
+        for seed in (0, 1):
+            assert set(expected.split()) <= set(values(level, seed))
+
+
+def test_the_fvu_is_that_of_all_rows_at_once() -> None:
+    store = open_store("main")
+    x = store.rows("test", 0, store.n_rows("test"))
+    one = load_sae(Path("data/train/toy/seed-1/level-0"))
+    acts = one.encode(x)
+    cell = values(0, 1)
+    expected = (x - one.decode(acts)).square().sum() / (x - x.mean(0)).square().sum()
+    assert cell["fvu"]["value"] == pytest.approx(expected.item(), rel=1e-5)
+    assert cell["fvu"]["low"] < cell["fvu"]["value"] < cell["fvu"]["high"]
+    assert cell["fvu"]["n"] == len(x)
+    assert cell["l0"]["value"] == pytest.approx((acts > 0).sum(1).float().mean().item())
+    rates = (acts > 0).float().mean(0)
+    assert cell["dense_fraction"]["value"] == pytest.approx((rates > 0.1).float().mean().item())
+    both = torch.cat([x, store.rows("validation", 0, store.n_rows("validation"))])
+    assert cell["dead_fraction"]["n"] == len(both)
+    expected_dead = (~(one.encode(both) > 0).any(0)).float().mean().item()
+    assert cell["dead_fraction"]["value"] == pytest.approx(expected_dead)
+
+
+def test_the_unigram_baseline_is_the_mean_by_token() -> None:
+    store = open_store("main")
+    by_token: dict[int, list[torch.Tensor]] = {}
+    for x, ids, _ in labelled(store, read_windows("train"), "train"):
+        for row, token in zip(x, ids.tolist(), strict=True):
+            by_token.setdefault(token, []).append(row)
+    table = token_means(store, toy_data.D_VOCAB)
+    for token, rows in by_token.items():
+        torch.testing.assert_close(table[token].float(), torch.stack(rows).mean(0), rtol=1e-4, atol=1e-5)
+    error = total = 0.0
+    test = store.rows("test", 0, store.n_rows("test"))
+    for x, ids, _ in labelled(store, read_windows("test"), "test"):
+        error += (x - table[ids.long()]).square().sum().item()
+        total += (x - test.mean(0)).square().sum().item()
+    assert values(0, 0)["fvu_unigram"]["value"] == pytest.approx(error / total, rel=1e-5)
+
+
+def test_rows_get_the_token_and_document_they_come_from() -> None:
+    windows = read_windows("test")
+    valid = windows.valid()
+    x, ids, documents = next(labelled(open_store("main"), windows, "test"))
+    assert ids.tolist() == windows.tokens[valid].tolist()
+    expected = windows.document[:, None].expand_as(valid)[valid]
+    assert documents.tolist() == expected.tolist()
+    assert len(x) == valid.sum()
+
+
+def test_dead_features_are_looked_for_in_validation_too() -> None:
+    store = open_store("main")
+    # Feature 0 fires on every token, feature 1 never; both were silent in test.
+    zeros = torch.zeros(toy_data.D_IN, 2)
+    one = SAE("standard", zeros, torch.tensor([1.0, -1.0]), zeros.T, zeros[:, 0], None, None, {})
+    silent = evaluate.Fidelity(2, 1, zeros[:, 0])
+    assert dead(store, one, silent).tolist() == [False, True]
+
+
+def test_the_pca_baseline_has_the_rank_of_the_l0() -> None:
+    store = open_store("main")
+    fit, test = (store.rows(split, 0, store.n_rows(split)).double() for split in ("fit", "test"))
+    _, _, directions = torch.linalg.svd(fit - fit.mean(0), full_matrices=False)
+    rank = round(values(1, 0)["l0"]["value"])
+    centred = test - fit.mean(0)
+    left = centred - centred @ directions[:rank].T @ directions[:rank]
+    expected = left.square().sum() / (test - test.mean(0)).square().sum()
+    assert values(1, 0)["fvu_pca"]["value"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_cross_entropies_are_consistent() -> None:
+    windows = read_windows("test")
+    for level in (0, 1):
+        cell = {name: number["value"] for name, number in values(level, 0).items()}
+        assert cell["delta_ce"] == pytest.approx(cell["ce_sae"] - cell["ce_clean"], abs=1e-6)
+        recovered = (cell["ce_mean"] - cell["ce_sae"]) / (cell["ce_mean"] - cell["ce_clean"])
+        assert cell["ce_recovered_mean"] == pytest.approx(recovered, rel=1e-5)
+        assert cell["kl"] > 0
+    # Every window was used: a prediction for each text token that follows a text token.
+    n_predictions = int((windows.length - 2).clamp(min=0).sum())
+    assert values(0, 0)["ce_clean"]["n"] == n_predictions
+    assert values(0, 0)["ce_clean"]["value"] == values(1, 1)["ce_clean"]["value"]
+
+
+def sums(clean: float, mean: float) -> Sums:
+    """One window of two predictions and one SAE."""
+    one, both = np.array([[2.0]]), np.zeros((1, 2), dtype=np.int64)
+    return Sums(np.array([2]), np.array([clean]), np.array([4.0]), np.array([mean]), one, one, one, np.zeros(2), both)
+
+
+def test_recovered_ce_is_absent_where_ablation_costs_little() -> None:
+    member = Member("toy", 0, 0, Path(), 1.0)
+    counts = resample_counts(1, 5, np.random.default_rng(0))
+
+    def names(clean: float, mean: float) -> set[str]:
+        rows = evaluate.ce_rows(member, sums(clean, mean), 0, np.array([0]), counts)
+        return {row.metric for row in rows}
+
+    # .045 and .055 nats a prediction.
+    assert "ce_recovered_mean" not in names(1.0, 1.09)
+    assert "ce_recovered_mean" in names(1.0, 1.11)
+    assert "ce_recovered_zero" in names(1.0, 1.09)
+
+
+def test_the_details_add_up() -> None:
+    documents = pd.read_parquet("data/evaluate/toy/documents.parquet")
+    own = documents[(documents["level"] == 1) & (documents["seed"] == 0)]
+    assert own["squared_error"].sum() / own["total"].sum() == pytest.approx(values(1, 0)["fvu"]["value"], rel=1e-6)
+    l0 = pd.read_parquet("data/evaluate/toy/l0.parquet")
+    own = l0[(l0["level"] == 1) & (l0["seed"] == 0)]
+    assert np.average(own["l0"], weights=own["n_tokens"]) == pytest.approx(values(1, 0)["l0"]["value"])
+
+
+def test_a_second_run_gives_the_same_bytes() -> None:
+    path = Path("reports/evaluate/toy.json")
+    before = path.read_bytes()
+    evaluate.main("toy")
+    assert path.read_bytes() == before

@@ -1,0 +1,304 @@
+"""A whole run of `interpret` on a small world, and its parts against values worked out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+from sklearn.metrics import f1_score
+
+from stages import baselines, interpret
+from stages.lib.activations.store import open_store
+from stages.lib.concepts.labelled import read_labelled, usable_concepts
+from stages.lib.concepts.labels import read_labels
+from stages.lib.detectors import choose
+from stages.lib.detectors.baselines import TokenLookup
+from stages.lib.detectors.coverage import always_on, averages, bases, chance_level, corrected
+from stages.lib.detectors.sample import stream
+from stages.lib.io import params
+from stages.lib.io.errors import UserError
+from stages.lib.io.files import read_json
+from stages.lib.sae.saved import Encoder, load_sae
+from stages.lib.sae.selection import Active
+from tests import toy_concepts
+
+PARAMS = """
+train: {seeds: [0, 1], d_sae: 32}
+interpret:
+  {n_tokens: 100000, n_sample: 1500, n_shifts: 6, n_resamples: 50, k: [1, 2], n_examples: 60, l2: 1.0e-3, seed: 0}
+"""
+N_CONCEPTS, D_SAE = 6, 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The small world as the working directory, after a run."""
+    path: Path = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        (path / "params.yaml").write_text(PARAMS)
+        params._document.cache_clear()
+        toy_concepts.write_saes("toy", toy_concepts.write_world(3000), D_SAE, [0, 1], [2, 4])
+        baselines.main("main")
+        interpret.main("toy")
+        yield path
+        params._document.cache_clear()
+
+
+def summary() -> dict[str, Any]:
+    """The summary."""
+    found: dict[str, Any] = read_json(Path("reports/interpret/toy.json"))
+    return found
+
+
+def value(metric: str, level: int = 1, seed: int = 0) -> float:
+    """One number of the summary."""
+    return float(summary()[metric][f"level-{level}"][f"seed-{seed}"]["value"])
+
+
+def concepts(level: int = 1, seed: int = 0) -> pd.DataFrame:
+    """The table of one SAE."""
+    table = pd.read_parquet("data/interpret/toy/concepts.parquet")
+    return table[(table["level"] == level) & (table["seed"] == seed)].reset_index(drop=True)
+
+
+def test_always_on_by_hand() -> None:
+    assert always_on(np.array([0.4, 1.0]))[0] == pytest.approx(0.8 / 1.4)
+
+
+def test_always_on_is_the_f1_of_always_firing() -> None:
+    y = np.arange(100) < 13
+    assert always_on(np.array([0.13]))[0] == pytest.approx(f1_score(y, np.ones(100)))
+
+
+def test_the_chance_level_is_the_larger_of_the_two() -> None:
+    null = np.stack([np.linspace(0, 1, 101), np.zeros(101)], 1)
+    assert chance_level(np.array([0.1, 0.1]), null) == pytest.approx([0.99, 0.2 / 1.1])
+
+
+def test_correction_by_hand() -> None:
+    assert corrected(np.array([1.0, 0.2, 0.1, 1.0]), np.array([0.2, 0.2, 0.2, 1.0])) == pytest.approx([1, 0, -0.125, 0])
+
+
+def test_averages_by_hand() -> None:
+    f1, token, f0 = np.array([0.6, 0.1, 0.8]), np.array([0.2, 0.5, 0.6]), np.array([0.2, 0.2, 0.2])
+    found = averages(f1, token, f0, np.array([True, False, True]))
+    assert found["coverage"] == pytest.approx(0.5)
+    assert found["cc_coverage"] == pytest.approx((0.5 + 0 + 0.75) / 3)
+    assert found["cc_coverage_unfloored"] == pytest.approx((0.5 - 0.125 + 0.75) / 3)
+    assert found["contextual_gain"] == pytest.approx((0.4 + 0 + 0.2) / 3)
+    assert found["coverage_contextual"] == pytest.approx(0.7)
+    assert found["cc_coverage_contextual"] == pytest.approx((0.5 + 0.5) / 2)
+
+
+def test_without_contextual_concepts_there_are_no_contextual_averages() -> None:
+    found = averages(np.ones(2), np.zeros(2), np.zeros(2), np.zeros(2, bool))
+    assert not any(name.endswith("_contextual") for name in found)
+
+
+def test_bases_have_both_signs_and_the_largest_variance() -> None:
+    x = torch.randn(500, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1, 3.0, 0.1]) + 2
+    found = bases(x, 4)
+    z = found["residual"].encode(x)
+    assert z.shape == (500, 4) and (z >= 0).all()
+    assert torch.allclose(z[:, :2] - z[:, 2:], (x - x.mean(0))[:, [1, 3]], atol=1e-4)
+    projected = found["pca"].encode(x)
+    assert projected[:, :2].square().sum() + projected[:, 2:].square().sum() >= z.square().sum()
+    assert bases(x, 99)["pca"].encode(x).shape == (500, 10)
+
+
+def test_all_metrics_are_there() -> None:
+    expected = """coverage cc_coverage cc_coverage_unfloored coverage_contextual cc_coverage_contextual contextual_gain
+        f1_over_probe mcc chance_f1 coverage_validation probe_k1_auroc probe_k2_auroc probe_dense_auroc
+        token_lookup_f1 token_lookup_f1_contextual always_on_f1"""
+    bases = [f"{name}_{kind}" for kind in ("residual", "pca", "probe") for name in ("coverage", "cc_coverage")]
+    assert {*expected.split(), *bases} <= set(summary())
+
+
+def test_what_does_not_depend_on_the_sae_is_there_once() -> None:
+    for metric in ("coverage_residual", "coverage_pca", "coverage_probe", "token_lookup_f1", "probe_dense_auroc"):
+        assert summary()[metric].keys() == {"level-1"} and summary()[metric]["level-1"].keys() == {"seed-0"}
+
+
+def test_the_sae_that_holds_the_concepts_finds_them() -> None:
+    assert value("cc_coverage_contextual") > 0.85
+    assert value("contextual_gain") > 0.5
+    assert value("cc_coverage_residual") < value("cc_coverage") - 0.1
+    assert value("probe_k1_auroc") > 0.95
+    assert value("coverage_probe") > 0.9
+    assert concepts()["best_feature"].tolist()[1:] == [*range(1, N_CONCEPTS)]
+
+
+def test_intervals_hold_their_values() -> None:
+    for metric in ("coverage", "cc_coverage", "contextual_gain", "coverage_pca", "token_lookup_f1"):
+        cell = summary()[metric]["level-1"]["seed-0"]
+        assert cell["low"] <= cell["value"] <= cell["high"]
+
+
+def test_the_f1_is_that_of_the_detector_on_all_test_rows() -> None:
+    store = open_store("main")
+    sae = load_sae(Path("data/train/toy/seed-0/level-1"))
+    acts = sae.encode(store.rows("test", 0, store.n_rows("test"))).numpy()
+    labels = read_labels("test", store.positions("test"))
+    sample = read_labelled(store, "fit", 1500, stream(0, "sample", "fit"))
+    maximum = sae.encode(torch.cat([batch.x for batch in sample.batches(4096)])).numpy().max(0)
+    for c, row in concepts().iterrows():
+        fires = acts[:, row["best_feature"]] > row["threshold"] * maximum[row["best_feature"]]
+        assert row["f1"] == pytest.approx(f1_score(labels[:, c], fires), abs=2e-3)
+
+
+def test_the_token_lookup_finds_the_lexical_concept_alone() -> None:
+    table = concepts()
+    assert table["f1_token"][0] == pytest.approx(1)
+    assert (table["f1_token"][1:] < 0.6).all()
+    assert (table["cc_f1_contextual"] <= table["cc_f1"] + 1e-12).all()
+
+
+def test_the_token_lookup_is_learnt_on_fit() -> None:
+    store = open_store("main")
+    fit, validation = (read_labelled(store, s, 10**6, np.random.default_rng(0)) for s in ("fit", "validation"))
+    found = TokenLookup(fit, 20)
+    for batch in validation.batches(700):
+        found.observe(batch)
+    found.choose()
+    for batch in validation.batches(700):
+        assert np.array_equal(found.predict(batch)[:, 0], batch.tokens == 1)
+
+
+def test_probes_of_every_number_of_features() -> None:
+    table = pd.read_parquet("data/interpret/toy/probes.parquet")
+    assert sorted(table["k"].dropna().unique()) == [1, 2]
+    assert len(table[table["k"].isna()]) == len(table[(table["k"] == 1) & (table["level"] == 0) & (table["seed"] == 1)])
+
+
+def test_baselines_have_a_table_of_their_own() -> None:
+    table = pd.read_parquet("data/interpret/toy/baselines.parquet")
+    assert sorted(table["basis"].unique()) == ["pca", "residual"] and len(table) == 2 * N_CONCEPTS
+
+
+def test_the_same_inputs_give_the_same_bytes_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("reports/interpret/toy.json")
+    before = path.read_bytes()
+    interpret.main("toy")
+    assert path.read_bytes() == before
+    monkeypatch.setattr(choose, "BATCH", 700)
+    interpret.main("toy")
+    after = summary()
+    path.write_bytes(before)
+    assert after["coverage"]["level-0"]["seed-0"]["value"] == pytest.approx(value("coverage", 0), abs=1e-3)
+
+
+def full() -> dict[str, Any]:
+    """The settings of this file."""
+    return dict(YAML(typ="safe", pure=True).load(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("key", "setting", "message"),
+    [
+        ("k", [], r"interpret.k is \[\]: list should have at least 1 item"),
+        ("k", [0], r"interpret.k.0 is 0: input should be greater than 0"),
+        ("n_examples", 1, r"interpret.n_examples is 1: input should be greater than or equal to 2"),
+        ("l2", 0.0, r"interpret.l2 is 0.0: input should be greater than 0"),
+        ("shifts", 1, r"unknown key interpret.shifts; did you mean 'n_shifts'\?"),
+    ],
+)
+def test_settings_refuse(key: str, setting: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = full()
+    content["interpret"][key] = setting
+    monkeypatch.setattr(params, "_document", lambda _: content)
+    with pytest.raises(UserError, match=message):
+        interpret.settings("toy")
+
+
+def test_probes_of_more_features_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = full()
+    content["interpret"]["k"] = [33]
+    monkeypatch.setattr(params, "_document", lambda _: content)
+    with pytest.raises(UserError, match=r"interpret.k is 33, but the SAEs of toy have 32 features"):
+        interpret.main("toy")
+
+
+def test_an_arm_whose_revision_has_no_baselines_is_refused(data: Path) -> None:
+    (data / "data/baselines").rename(data / "data/elsewhere")
+    try:
+        with pytest.raises(UserError, match=r"no baselines of revision.*`dvc repro baselines`.*activations.revisions"):
+            interpret.main("toy")
+    finally:
+        (data / "data/elsewhere").rename(data / "data/baselines")
+
+
+def test_baselines_of_other_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = full()
+    content["interpret"]["n_sample"] = 1000
+    monkeypatch.setattr(params, "_document", lambda _: content)
+    with pytest.raises(UserError, match=r"was made with another n_sample than this run has; `dvc repro baselines`"):
+        interpret.main("toy")
+
+
+def test_the_baselines_numbers_are_those_of_the_revision() -> None:
+    table = pd.read_parquet("data/baselines/main/detectors.parquet").groupby("detectors")
+    for name in ("residual", "pca", "probe"):
+        found = table.get_group(name)
+        assert value(f"coverage_{name}") == pytest.approx(found["f1"].mean(), rel=1e-7)
+        cc = corrected(found["f1"].to_numpy(), found["f1_chance"].to_numpy())
+        assert value(f"cc_coverage_unfloored_{name}") == pytest.approx(cc.mean(), rel=1e-7)
+    assert value("token_lookup_f1") == pytest.approx(table.get_group("token")["f1"].mean(), rel=1e-7)
+    joined = pd.read_parquet("data/interpret/toy/baselines.parquet")
+    for name in ("residual", "pca"):
+        rows, found = joined[joined["basis"] == name], table.get_group(name)
+        for column in ("concept", "f1", "mcc", "f1_chance", "f1_validation", "best_feature"):
+            assert rows[column].tolist() == found[column].tolist()
+        assert rows["threshold"].tolist() == pytest.approx((found["tenths"] / 10).tolist())
+
+
+def test_the_maxima_and_the_probes_encode_the_fit_sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watched(Encoder):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return super().__call__(x)
+
+        def active(self, x: torch.Tensor) -> Active:
+            seen.append(x)
+            return super().active(x)
+
+    monkeypatch.setattr(interpret, "Encoder", Watched)
+    interpret.main("toy")
+    store = open_store("main")
+    first = read_labelled(store, "fit", 1500, stream(0, "sample", "fit"))
+    beginning = next(iter(first.batches(1))).x[0]
+    assert sum(torch.equal(x[0], beginning) for x in seen) == 4  # two seeds, two levels
+
+
+def test_without_enough_examples_there_are_no_probes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {path: path.read_bytes() for path in [*data.rglob("interpret/*/*"), *data.rglob("baselines/*/*")]}
+    kept[data / "reports/interpret/toy.json"] = (data / "reports/interpret/toy.json").read_bytes()
+    content = full()
+    content["interpret"]["n_sample"] = 30
+    monkeypatch.setattr(params, "_document", lambda _: content)
+    baselines.main("main")
+    interpret.main("toy")
+    assert not any(name.startswith("probe_k") or name == "probe_dense_auroc" for name in summary())
+    assert pd.read_parquet("data/interpret/toy/probes.parquet").empty
+    for path, before in kept.items():
+        path.write_bytes(before)
+
+
+def test_settings_read_what_dvc_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = params.value
+    monkeypatch.setattr(params, "value", lambda path: read.append(path) or original(path))
+    interpret.settings("toy")
+    assert sorted(read) == ["interpret", "train.seeds"]
+
+
+def test_concepts_that_are_nowhere_are_an_error() -> None:
+    part = read_labelled(open_store("main"), "test", 100, np.random.default_rng(0))
+    part.labels[:] = False
+    with pytest.raises(UserError, match=r"no concept is present and absent in every split"):
+        usable_concepts([part])
