@@ -35,6 +35,7 @@ from benchmarks.tables import Table, heading, write
 from benchmarks.trainers import use_threads
 from stages import train
 from stages.lib.activations.batches import normalised_batches, read_batch
+from stages.lib.activations.parts import spread_rows
 from stages.lib.activations.permutation import Permutation
 from stages.lib.activations.store import Store, open_store
 from stages.lib.activations.writer import StoreWriter
@@ -300,13 +301,13 @@ def waiting(options: argparse.Namespace, scratch: Path) -> Table:  # noqa: ARG00
         for cold in (False, True):
             chosen = train.settings(arm, "0")
             kept = open_store(chosen.arm.activations)
-            sample = train.validation_sample(kept).sub_(kept.mean).div_(kept.scale)
+            sample = kept.scaling().normalise_(spread_rows(kept, "validation"))
             training = train.prepare(chosen, sample, train.n_steps(chosen.train, kept.n_rows("train")))
             if cold:
                 drop_cached(sorted(kept.directory.glob("train-*")))
             steps, size = training.schedule.n_steps, chosen.train.batch_size
             batches = stretches(
-                training, normalised_batches(kept, kept.mean, kept.scale, seed=0, size=size, first=0, stop=steps)
+                training, normalised_batches(kept, kept.scaling(), seed=0, size=size, steps=range(steps))
             )
             begun, waited = time.perf_counter(), 0.0
             while True:

@@ -88,14 +88,12 @@ class Data(NamedTuple):
     def training(self, seed: int) -> Iterator[Tensor]:
         """The batches of a seed."""
         store = self.store
-        return normalised_batches(
-            store, store.mean, store.scale, seed=seed, size=self.batch, first=0, stop=self.n_steps
-        )
+        return normalised_batches(store, store.scaling(), seed=seed, size=self.batch, steps=range(self.n_steps))
 
 
 def held_out(store: Store, split: str) -> Tensor:
     """All rows of a split, normalised."""
-    return store.rows(split, 0, store.n_rows(split)).sub_(store.mean).div_(store.scale)
+    return store.scaling().normalise_(store.rows(split, 0, store.n_rows(split)))
 
 
 def levels(library: str, method: str, l0: float) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ import torch
 
 from stages import train
 from stages.lib.activations.batches import normalised_batches
+from stages.lib.activations.parts import spread_rows
 from stages.lib.activations.store import Store, open_store
 from stages.lib.io import params
 from stages.lib.run.machine import keep_freed_memory
@@ -40,10 +41,10 @@ MOST_FURTHER = 3
 def trained(chosen: train.Settings, store: Store, lr: float) -> Training:
     """The levels of an arm after all its steps with a learning rate."""
     arm = chosen.arm.model_copy(update={"lr": lr})
-    sample = train.validation_sample(store).sub_(store.mean).div_(store.scale)
+    sample = store.scaling().normalise_(spread_rows(store, "validation"))
     training = train.prepare(chosen._replace(arm=arm), sample, train.n_steps(chosen.train, store.n_rows("train")))
     steps, size = training.schedule.n_steps, chosen.train.batch_size
-    batches = normalised_batches(store, store.mean, store.scale, seed=chosen.seed, size=size, first=0, stop=steps)
+    batches = normalised_batches(store, store.scaling(), seed=chosen.seed, size=size, steps=range(steps))
     for stretch in stretches(training, batches):
         training.run(stretch)
     for sae in training.saes:

@@ -22,32 +22,22 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import NonNegativeInt, PositiveInt
-from torch import Tensor
 
 from stages.lib.activations.store import open_store
-from stages.lib.fidelity.attribution import (
-    ablations,
-    active_nodes,
-    completeness_error,
-    gradient,
-    path_gradient,
-    removal_scores,
-    strata,
-)
+from stages.lib.fidelity.attribution import CleanRun, Measured, gradient, measure
 from stages.lib.fidelity.cross_entropy import spread
 from stages.lib.io import params
-from stages.lib.io.errors import run
-from stages.lib.io.files import read_json
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
 from stages.lib.language.model import check_weights, load_model
-from stages.lib.language.patching import WindowLoss, check_resumption, index_batches
-from stages.lib.language.windows import read_windows
+from stages.lib.language.patching import WindowLoss, check_resumption
+from stages.lib.language.windows import Windows, read_windows
 from stages.lib.run.log import Log
 from stages.lib.run.machine import device, keep_freed_memory
 from stages.lib.run.seeds import numpy_generator
-from stages.lib.sae.members import Member, members
-from stages.lib.sae.saved import SAE, load_sae
+from stages.lib.run.start import run
+from stages.lib.sae.members import Member, followed_members, revision
+from stages.lib.sae.saved import load_sae
 from stages.lib.stats.correlation import (
     pearson,
     resampled_pearson,
@@ -63,7 +53,7 @@ from stages.lib.stats.intervals import percentile_interval, resample_counts
 
 DATA = Path("data/attribution")
 LOGITS = 2**23
-"""Logits at a time."""
+"""How many logits are in memory at a time."""
 RECALL = (10, 50)
 """Sizes of the sets of largest effects that are looked for among the largest scores."""
 Statistic = Callable[[np.ndarray, np.ndarray], float | None]
@@ -73,7 +63,7 @@ RESAMPLED = {
     sign_agreement: resampled_sign_agreement,
     slope: resampled_slope,
 }
-"""The same of many resamples at once, from how often each row is in each."""
+"""The function that gives a statistic for many resamples at once, from how often each row is in each."""
 
 
 class AttributionParams(params.Params):
@@ -88,7 +78,7 @@ class AttributionParams(params.Params):
     n_resamples: PositiveInt
     """Resamples of documents behind each interval."""
     seed: NonNegativeInt
-    """Of the sample of nodes and of the resamples."""
+    """The seed of the sample of nodes and of the resamples."""
 
 
 class Settings(NamedTuple):
@@ -98,52 +88,9 @@ class Settings(NamedTuple):
     seeds: list[int]
 
 
-def settings(_arm: str) -> Settings:
+def settings() -> Settings:
     """The stage's settings."""
     return Settings(params.read("attribution", AttributionParams), params.read("train.seeds", list[int]))
-
-
-class Measured(NamedTuple):
-    """The ablated nodes of one SAE, and what concerns all its nodes."""
-
-    table: pd.DataFrame
-    """One row a node and stratum."""
-    whole: dict[str, float | None]
-
-
-def measure(own: AttributionParams, loss: WindowLoss, slopes: Tensor, one: SAE, name: str, batch: int) -> Measured:
-    """Scores of all active nodes and exact ablations of a sample; `slopes` is the gradient of m at the clean x."""
-    with torch.no_grad():
-        feature_acts = one.encode(loss.x) * loss.counted[..., None]
-        contribution = feature_acts @ one.W_dec
-        error = loss.x - contribution
-        nodes = active_nodes(feature_acts)
-        exact = [loss.by_position((contribution + error)[some], some) for some in index_batches(len(loss.x), batch)]
-        effect = [loss((loss.x - contribution)[some], some) for some in index_batches(len(loss.x), batch)]
-    paths = path_gradient(loss, loss.x, contribution, own.ig_steps, batch)
-    scores = removal_scores(nodes, slopes, one.W_dec)
-    integrated = removal_scores(nodes, paths, one.W_dec)
-    generator = numpy_generator(own.seed, "attribution", name)
-    drawn = dict(strata(scores.cpu().numpy(), nodes.activation.cpu().numpy(), own.n_nodes // 3, generator))
-    rows = np.unique(np.concatenate([*drawn.values()]))
-    effects = ablations(loss, loss.x, nodes.take(torch.from_numpy(rows)), one.W_dec, batch)
-    mean_activation = feature_acts.sum((0, 1)) / loss.counted.sum()
-    columns = {
-        **nodes._asdict(),
-        "grad_x_act": scores,
-        "ig": integrated,
-        "naive": (one.W_enc.abs().mean(0) * mean_activation)[nodes.feature],
-    }
-    table = pd.DataFrame({key: values.cpu().numpy()[rows] for key, values in columns.items()})
-    table["ablation"] = effects.cpu().numpy()
-    taken = [table[np.isin(rows, chosen)].assign(stratum=stratum) for stratum, chosen in drawn.items()]
-    total = float(torch.cat(effect).sum())
-    whole = {
-        "hook_max_error": float(torch.cat(exact).abs().max()),
-        "completeness_ig": completeness_error(integrated, total),
-        "completeness_grad_x_act": completeness_error(scores, total),
-    }
-    return Measured(pd.concat(taken, ignore_index=True), whole)
 
 
 def agreements(table: pd.DataFrame) -> Iterator[tuple[str, Statistic, np.ndarray, np.ndarray]]:
@@ -181,7 +128,7 @@ def _spearman(table: pd.DataFrame) -> float | None:
     return spearman(table["grad_x_act"].to_numpy(np.float64), table["ablation"].to_numpy(np.float64))
 
 
-def rows_of(own: AttributionParams, cell: Member, measured: Measured) -> Iterator[Row]:
+def rows_of(own: AttributionParams, member: Member, measured: Measured) -> Iterator[Row]:
     """The summary of one SAE."""
     random = measured.table[measured.table["stratum"] == "random"]
     present, blocks = np.unique(random["document"], return_inverse=True)
@@ -192,43 +139,47 @@ def rows_of(own: AttributionParams, cell: Member, measured: Measured) -> Iterato
         if value is not None:
             again = RESAMPLED[statistic](score, effect, counts)
             low, high = percentile_interval(again.tolist()) or (None, None)
-            yield Row(cell.level, cell.seed, name, value, low, high, len(random))
+            yield Row(member.level, member.seed, name, value, low, high, len(random))
     for name, number, n in secondary(measured.table):
         if number is not None:
-            yield Row(cell.level, cell.seed, name, number, n=n)
+            yield Row(member.level, member.seed, name, number, n=n)
     for name, number in measured.whole.items():
         if number is not None:
-            yield Row(cell.level, cell.seed, name, number)
+            yield Row(member.level, member.seed, name, number)
+
+
+def located(table: pd.DataFrame, text: Windows, chosen: np.ndarray) -> pd.DataFrame:
+    """The nodes with document and flat position of their token, in place of their place among the chosen windows."""
+    index = chosen[table["window"]]
+    position = index * text.n_ctx + table["pos"]
+    return table.drop(columns=["window", "pos"]).assign(document=text.document.numpy()[index], position=position)
 
 
 def main(arm: str) -> None:
     """Score the nodes of every seed of an arm."""
-    own, seeds = settings(arm)
+    own, seeds = settings()
     keep_freed_memory()
-    cells = members(arm, seeds)
-    described = {cell.seed: read_json(cell.directory.parent / "train.json") for cell in cells}
-    cells = [cell for cell in cells if cell.level == described[cell.seed]["follow_level"]]
-    store = open_store(described[cells[0].seed]["activations"])
+    followed = followed_members(arm, seeds)
+    store = open_store(revision(arm, seeds[0]))
     check_weights(store.index, store.directory)
-    windows, hook_name = read_windows("test"), store.hook_name
-    chosen = torch.from_numpy(spread(len(windows.length), own.n_windows))
-    longest = int(windows.length[chosen].max())
-    tokens, valid = (whole[chosen, :longest].to(device()) for whole in (windows.tokens, windows.valid()))
-    model = load_model(store.index["revision"], device())
+    model, text = load_model(store.index["revision"], device()), read_windows("test")
+    chosen = torch.from_numpy(spread(len(text.length), own.n_windows))
+    longest = int(text.length[chosen].max())
+    tokens, valid = (whole[chosen, :longest].to(device()) for whole in (text.tokens, text.valid()))
     batch = max(1, LOGITS // (longest * model.cfg.d_vocab))
     tables: list[pd.DataFrame] = []
     rows: list[Row] = []
-    with Log(f"attribution@{arm}", len(cells), "SAE") as log:
-        check_resumption(model, tokens[:1], hook_name)
-        loss = WindowLoss(model, hook_name, tokens, valid, batch)
-        slopes = gradient(loss, loss.x, batch)
-        for cell in cells:
-            measured = measure(own, loss, slopes, load_sae(cell.directory).to(device()), f"seed-{cell.seed}", batch)
-            index = chosen.numpy()[measured.table.pop("window")]
-            measured.table["document"] = windows.document.numpy()[index]
-            measured.table["position"] = index * windows.n_ctx + measured.table.pop("pos")
-            tables.append(measured.table.assign(arm=arm, level=cell.level, seed=cell.seed))
-            rows += rows_of(own, cell, measured)
+    with Log(f"attribution@{arm}", len(followed), "SAE") as log:
+        check_resumption(model, tokens[:1], store.hook_name)
+        loss = WindowLoss(model, store.hook_name, tokens, valid, batch)
+        clean = CleanRun(loss, gradient(loss, loss.x, batch), batch)
+        for member in followed:
+            generator = numpy_generator(own.seed, "attribution", f"seed-{member.seed}")
+            sae = load_sae(member.directory).to(device())
+            measured = measure(clean, sae, own.ig_steps, own.n_nodes, generator)
+            measured = measured._replace(table=located(measured.table, text, chosen.numpy()))
+            tables.append(measured.table.assign(arm=arm, level=member.level, seed=member.seed))
+            rows += rows_of(own, member, measured)
             log.advance(1)
     write_parquet(DATA / arm / "nodes.parquet", pd.concat(tables, ignore_index=True))
     write_summary("attribution", arm, rows)

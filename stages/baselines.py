@@ -9,6 +9,7 @@ are. A stage of its own, because all arms on the same revision share these numbe
 those of its SAEs.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,8 @@ from stages.lib.detectors.sample import (
 )
 from stages.lib.detectors.saved_baselines import Baselines, identity, write_baselines
 from stages.lib.io import params
-from stages.lib.io.errors import run
 from stages.lib.run.log import Log
+from stages.lib.run.start import run
 
 
 class Settings(NamedTuple):
@@ -42,7 +43,7 @@ class Settings(NamedTuple):
     d_sae: int
 
 
-def settings(revision: str) -> Settings:  # noqa: ARG001 - every stage's settings take what its main takes
+def settings() -> Settings:
     """The stage's settings."""
     raw = {name: params.value(f"interpret.{name}") for name in DetectionParams.model_fields}
     return Settings(params.check("interpret", raw, DetectionParams), params.read("train.d_sae", int))
@@ -59,29 +60,34 @@ def fitted(parts: Parts, sample: Sample, l2: float) -> tuple[TokenLookup, DenseP
     return TokenLookup(parts.whole["fit"], d_vocab), DenseProbe(sample.x["fit"], sample.part["fit"].labels, l2)
 
 
-def main(revision: str) -> None:
-    """Detect the concepts of a revision without an SAE."""
-    own, d_sae = settings(revision)
-    parts = read_parts(open_store(revision, verify=SPLITS), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
+def detect(own: DetectionParams, d_sae: int, parts: Parts, advance: Callable[[int], None]) -> Baselines:
+    """The results of all sets of detectors; `advance` is told of the tokens that are done."""
     validation, test = parts.whole["validation"], parts.whole["test"]
-    with Log(f"baselines@{revision}", total=len(validation) + len(test), unit="token") as log:
-        sample = draw_sample(parts, own.n_shifts, stream(own.seed, "draw"))
-        lookup, dense = fitted(parts, sample, own.l2)
-        features = coordinates(sample, d_sae)
-        null = {name: shifted(one, sample, slice(None)) for name, one in features.items()}
-        resamples = document_resamples(test, own.n_resamples, own.seed)
-        detectors: dict[str, Detector] = {"token": lookup, "probe": dense, **features}
-        scores = choose_and_score(detectors, validation, test, resamples, log.advance)
+    sample = draw_sample(parts, own.n_shifts, stream(own.seed, "draw"))
+    lookup, dense = fitted(parts, sample, own.l2)
+    features = coordinates(sample, d_sae)
     prevalence: npt.NDArray[np.float64] = test.labels.mean(0)
+    chance = {name: chance_level(prevalence, shifted(one, sample, slice(None))) for name, one in features.items()}
+    resamples = document_resamples(test, own.n_resamples, own.seed)
+    detectors: dict[str, Detector] = {"token": lookup, "probe": dense, **features}
+    scores = choose_and_score(detectors, validation, test, resamples, advance)
     detected = {
-        name: Detected(
-            found,
-            chance_level(prevalence, null[name]) if name in null else always_on(prevalence),
-            features[name].choice if name in features else None,
-        )
+        name: Detected(found, chance[name], features[name].choice)
+        if name in features
+        else Detected(found, always_on(prevalence), None)
         for name, found in scores.items()
     }
-    write_baselines(revision, Baselines(detected, dense.probe), identity(own, d_sae, parts.concepts))
+    return Baselines(detected, dense.probe)
+
+
+def main(revision: str) -> None:
+    """Detect the concepts of a revision without an SAE."""
+    own, d_sae = settings()
+    parts = read_parts(open_store(revision, verify=SPLITS), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
+    n_tokens = sum(len(parts.whole[split]) for split in ("validation", "test"))
+    with Log(f"baselines@{revision}", total=n_tokens, unit="token") as log:
+        found = detect(own, d_sae, parts, log.advance)
+    write_baselines(revision, found, identity(own, d_sae, parts.concepts))
 
 
 if __name__ == "__main__":

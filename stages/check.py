@@ -1,20 +1,22 @@
-"""All of `params.yaml` is right, before anything is computed.    in: params.yaml    out: data/check.
+"""All of `params.yaml` is right, before anything is computed, and what each stage's results rest on.
 
-A typing error in a late stage's section would otherwise show after the early stages have run. The output never
-changes, so that a change of a setting passes through to the stages that read it and to no other.
+in: params.yaml, requirements.txt, stages/
+out: data/check/code/<stage>[-<arm>].json (`stages.lib.run.closure`)
+
+A typing error in a late stage's section would otherwise show after the early stages have run. The records of code are
+all that other stages take from here, so a change of a setting passes through to the stages that read it, and a change
+of code to the stages whose closure has it.
 """
 
 import inspect
 from importlib import import_module
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from stages.lib.io import params, plugins
-from stages.lib.io.errors import UserError, nearest, run
-from stages.lib.io.files import write_json
-
-CHECK = Path("data/check")
+from stages.lib.io.errors import UserError, nearest
+from stages.lib.run.closure import records, write_records
+from stages.lib.run.start import run
 
 
 def stage_names() -> list[str]:
@@ -28,7 +30,7 @@ def known_sections() -> set[str]:
 
 
 def settings() -> dict[str, Any]:
-    """Every stage's settings, validated by the stage itself, for each arm, seed or revision that the stage has.
+    """Every stage's settings, validated by the stage itself, for each arm, seed or revision that its `settings` takes.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -51,8 +53,7 @@ def settings() -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for name in stage_names():
         function = import_module(f"stages.{name}").settings
-        taken = [argument.lstrip("_") for argument in inspect.signature(function).parameters]
-        for arguments in product(*(choices[argument] for argument in taken)):
+        for arguments in product(*(choices[argument] for argument in inspect.signature(function).parameters)):
             checked["-".join((name, *arguments))] = function(*arguments)
     _check_sources_not_chosen()
     _check_every_key_is_read(document)
@@ -128,9 +129,11 @@ def _check_across_sections(checked: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Check, and say so in a file."""
+    """Check, then record."""
     settings()
-    write_json(CHECK / "ok.json", {"params": "valid"})
+    chosen = {"sources": params.value("corpus.source"), "models": params.value("model.source")}
+    methods = {arm: section["variant"] for arm, section in params.value("saes").items()}
+    write_records(records([f"stages.{name}" for name in stage_names()], chosen, methods))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ level nearest the middle L0 (`stages.lib.features.agreement`). Nothing is writte
 unless its arm is a control: those are there to fail.
 """
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,9 +17,9 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from stages.lib.features.agreement import PAIR_COLUMNS, Dictionary, pairs, random_level, shared_curves, summarise
-from stages.lib.fidelity.gate import sanity_failures
+from stages.lib.fidelity.gate import gate
 from stages.lib.io import params
-from stages.lib.io.errors import UserError, nearest, run
+from stages.lib.io.errors import UserError, nearest
 from stages.lib.io.files import read_json
 from stages.lib.io.params import Params
 from stages.lib.io.summary import read_summaries
@@ -28,6 +27,7 @@ from stages.lib.io.tables import read_parquet, write_csv, write_parquet, write_r
 from stages.lib.io.tensors import load
 from stages.lib.run.log import Log
 from stages.lib.run.seeds import integer, numpy_generator
+from stages.lib.run.start import run
 from stages.lib.sae.members import Member, cell, members
 from stages.lib.sae.saved import load_sae
 from stages.lib.stats.equal_l0 import (
@@ -42,8 +42,6 @@ from stages.lib.stats.equal_l0 import (
 
 STAGES = ("evaluate", "frequency", "emergence", "attribution", "interpret")
 FREQUENCY, DATA, REPORTS = Path("data/frequency"), Path("data/compare"), Path("reports/compare")
-GATE = ("fvu", "density", "fvu_unigram", "fvu_pca")
-NO_BASELINE = {"fvu_unigram": math.inf, "fvu_pca": math.inf}
 CURVE_POINTS = 40
 """Rows of `curves.csv` per arm: enough for a smooth line, few enough for git."""
 
@@ -143,47 +141,40 @@ def frontier(rows: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex(columns=["l0", "fvu", "delta_ce"]).reset_index()
 
 
-def gate(rows: pd.DataFrame, controls: list[str]) -> None:
-    """Refuse to go on if an SAE of an arm that is no control fails the sanity gate.
+class Agreement(NamedTuple):
+    """Whether runs learned the same directions."""
 
-    Every SAE must be sparse and explain something; the baselines need be beaten at one level of each seed, because a
-    frontier may well begin below them.
-
-    Raises:
-        UserError: naming the arm, level and seed, and the numbers.
-    """
-    chosen = rows[rows["metric"].isin(GATE) & ~rows["arm"].isin(controls)]
-    wide = chosen.pivot_table(index=["arm", "seed", "level"], columns="metric", values="value", sort=False)
-    for (arm, seed), group in wide.groupby(level=["arm", "seed"], sort=False):
-        table: dict[Any, dict[Any, float]] = group.to_dict("index")
-        levels = {int(place[2]): NO_BASELINE | row for place, row in table.items()}
-        names = {level: f"{arm} level {level} seed {seed}" for level in levels}
-        alone = [one for level, row in levels.items() for one in sanity_failures(names[level], row | NO_BASELINE)]
-        beside = [sanity_failures(names[level], row) for level, row in levels.items()]
-        failures = alone or ([one for level in beside for one in level] if all(beside) else [])
-        if failures:
-            raise UserError(
-                f"no results table: {'; '.join(failures)}; change saes.{arm} or list it in compare.controls"
-            )
+    pairs: pd.DataFrame
+    shared: pd.DataFrame
+    summary: dict[str, Any]
 
 
-def compare_dictionaries(own: CompareParams, arms: list[str], seeds: list[int], rows: pd.DataFrame) -> None:
-    """Write the agreement of all runs at the middle L0."""
-    target = middle(own.l0)
-    found = dictionaries(arms, seeds, own.reference, nearest_levels(rows, target))
+def compare_dictionaries(own: CompareParams, found: list[Dictionary]) -> Agreement:
+    """The agreement of every pair of dictionaries, and the levels beside which it is read."""
+    records = []
     with Log("compare", total=len(found) * (len(found) - 1) // 2, unit="pairs") as log:
-        records = []
         for row in pairs(found):
             records.append(row)
             log.advance()
     table = pd.DataFrame(records, columns=PAIR_COLUMNS)
     generator = torch.Generator().manual_seed(integer(own.seed, "compare", "random directions"))
-    write_parquet(DATA / "pairs.parquet", table)
-    write_parquet(DATA / "shared.parquet", shared_curves(found, generator))
+    shared = shared_curves(found, generator)
     shuffles = numpy_generator(own.seed, "compare", "permutations")
     summary = summarise(table, own.controls, own.n_permutations, shuffles)
     summary["random"] = random_level(len(found[0].decoder), found[0].decoder.shape[1], own.n_random, generator)
-    write_rounded(REPORTS / "agreement.json", summary | {"l0": target})
+    return Agreement(table, shared, summary | {"l0": middle(own.l0)})
+
+
+def tables(own: CompareParams, arms: list[str], rows: pd.DataFrame, values: pd.DataFrame) -> dict[str, Any]:
+    """The tables of arms at equal L0, from all rows and from the values at equal L0."""
+    tested = [arm for arm in arms if arm not in own.controls]
+    shares = {metric: variance_shares(rows, metric, tested) for metric in own.metrics}
+    return {
+        "matched": means(values, own.metrics, own.l0),
+        "differences": differences(values, own.metrics, own.l0, own.reference, own.controls),
+        "missing": missing(rows, values, own.metrics, own.l0),
+        "variance": {metric: share for metric, share in shares.items() if share},
+    }
 
 
 def main() -> None:
@@ -194,19 +185,15 @@ def main() -> None:
     gate(rows, own.controls)
     values = matched_values(rows, own.l0, own.l0_tolerance)
     write_parquet(DATA / "matched.parquet", values)
-    tested = [arm for arm in arms if arm not in own.controls]
-    shares = {metric: variance_shares(rows, metric, tested) for metric in own.metrics}
-    tables = {
-        "matched": means(values, own.metrics, own.l0),
-        "differences": differences(values, own.metrics, own.l0, own.reference, own.controls),
-        "missing": missing(rows, values, own.metrics, own.l0),
-        "variance": {metric: share for metric, share in shares.items() if share},
-    }
-    for name, table in tables.items():
+    for name, table in tables(own, arms, rows, values).items():
         write_rounded(REPORTS / f"{name}.json", table)
     write_csv(REPORTS / "frontier.csv", frontier(rows))
     write_csv(REPORTS / "curves.csv", curves(arms, seeds))
-    compare_dictionaries(own, arms, seeds, rows)
+    levels = nearest_levels(rows, middle(own.l0))
+    agreement = compare_dictionaries(own, dictionaries(arms, seeds, own.reference, levels))
+    write_parquet(DATA / "pairs.parquet", agreement.pairs)
+    write_parquet(DATA / "shared.parquet", agreement.shared)
+    write_rounded(REPORTS / "agreement.json", agreement.summary)
 
 
 if __name__ == "__main__":

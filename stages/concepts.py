@@ -1,10 +1,8 @@
 """Which concepts hold at each token.      in: data/corpus, data/tokens      out: data/concepts.
 
-A token has the concepts of its first character that is no white space, or of its first character if it is white space
-only: a token such as ` x` belongs to the `x`, and a line break with the indentation after it to the line break.
-Languages present in the documents choose the concepts: all of `stages.lib.concepts.text` if there is any plain text,
-else only those that make sense in code; those of `python_concepts` if there is any Python. A concept with too few
-positives or negatives in a split cannot be measured and is left out: `dropped.json` has its name and counts.
+Which concepts there are, and how they come from the characters of a document to its tokens, is in
+`stages.lib.concepts.token_labels`. A concept with too few positives or negatives in a split cannot be measured and is
+left out: `dropped.json` has its name and counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from stages.lib.concepts import python_tokens
-from stages.lib.concepts import text as text_concepts
 from stages.lib.concepts.labels import CONCEPTS, SPLITS, Concept, Spec, pack, unpack, write_concepts, write_labels
-from stages.lib.concepts.python_source import Source
+from stages.lib.concepts.token_labels import choose_specs, label_tokens
 from stages.lib.io import params
-from stages.lib.io.errors import UserError, run
+from stages.lib.io.errors import UserError
 from stages.lib.io.files import write_json
 from stages.lib.language.documents import Document, read_documents
 from stages.lib.language.windows import Windows, read_windows
 from stages.lib.run.log import Log
+from stages.lib.run.start import run
 
 CORPUS_SPLIT = {"fit": "sae_train", "validation": "validation", "test": "test"}
 """Where the documents of a split of the tokens come from."""
@@ -81,31 +78,6 @@ def used_documents(split: str, windows: Windows) -> Iterator[tuple[int, Document
         )
 
 
-def choose_specs(languages: set[str]) -> list[Spec]:
-    """The concepts for documents in these languages."""
-    text = [spec for spec in text_concepts.SPECS if "text" in languages or spec.name in text_concepts.IN_CODE]
-    return [*text, *(python_tokens.SPECS if "python" in languages else ())]
-
-
-def first_characters(text: str, start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each token the place of its first character that is no white space, or of its first character."""
-    place = np.where(text_concepts.is_whitespace(text), len(text), np.arange(len(text)))
-    following = np.minimum.accumulate(place[::-1])[::-1]
-    # A byte-level tokenizer can give a part of a character an empty span at the end of the text.
-    start = np.minimum(start, len(text) - 1)
-    return np.where(following[start] < end, following[start], start)
-
-
-def label_document(document: Document) -> tuple[dict[str, NDArray[np.bool_]], bool]:
-    """Masks over the characters by concept, and whether the document has a syntax tree if it should."""
-    masks = text_concepts.label_text(document.text)
-    if document.language != "python":
-        return masks, True
-    source = Source(document.text)
-    found = python_tokens.label_python(source)
-    return masks | {name: source.original(mask) for name, mask in found.items()}, source.tree is not None
-
-
 def label_split(split: str, windows: Windows, specs: Sequence[Spec], log: Log) -> Labelled:
     """The labels of every position of a split."""
     n_positions = windows.tokens.numel()
@@ -118,16 +90,11 @@ def label_split(split: str, windows: Windows, specs: Sequence[Spec], log: Log) -
     for number, document in used_documents(split, windows):
         # In text order, since the windows of a document are.
         rows = np.flatnonzero(valid & (owner == number))
-        if len(rows) and int(end[rows].max()) > len(document.text):
-            raise UserError(f"data/tokens goes beyond the end of {document.id!r} in data/corpus; `dvc repro tokens`")
         if not len(rows):
             continue
-        places = first_characters(document.text, start[rows], end[rows])
-        masks, parsed = label_document(document)
-        labels = np.zeros((len(rows), len(specs)), np.bool_)
-        for column, spec in enumerate(specs):
-            if spec.name in masks:
-                labels[:, column] = masks[spec.name][places]
+        if int(end[rows].max()) > len(document.text):
+            raise UserError(f"data/tokens goes beyond the end of {document.id!r} in data/corpus; `dvc repro tokens`")
+        labels, parsed = label_tokens(document, start[rows], end[rows], specs)
         packed[rows] = pack(labels)
         positives += labels.sum(axis=0)
         runs += labels[0] + (labels[1:] & ~labels[:-1]).sum(axis=0)
@@ -185,7 +152,7 @@ def main() -> None:
     own = settings()
     windows = {split: read_windows(split) for split in SPLITS}
     languages = {document.language for split in SPLITS for _, document in used_documents(split, windows[split])}
-    specs = choose_specs(set(languages))
+    specs = choose_specs(languages)
     total = sum(int(part.valid().sum()) for part in windows.values())
     with Log("concepts", total, "tokens") as log:
         labelled = {split: label_split(split, windows[split], specs, log) for split in SPLITS}

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from stages.lib.io import params, plugins
-from stages.lib.io.errors import UserError, run
+from stages.lib.io.errors import UserError
 from stages.lib.io.files import atomic, write_json
 from stages.lib.language.documents import CORPUS, SPLITS, Document, to_line
+from stages.lib.run.start import run
 
 SHINGLE = 8
 """Words in a shingle."""

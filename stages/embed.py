@@ -9,7 +9,7 @@ the same covariance (`stages.lib.features.clusters`); one UMAP per model revisio
 """
 
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,17 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stages.lib.activations.parts import draw_rows, read_rows
 from stages.lib.activations.store import Store, open_store
-from stages.lib.features import clusters
+from stages.lib.features.cluster_numbers import Described, Trials
+from stages.lib.features.cluster_numbers import describe as describe_clusters
+from stages.lib.features.clusters import Clustering, silhouettes, unit_rows
 from stages.lib.features.map import project
 from stages.lib.io import params
-from stages.lib.io.errors import UserError, run
-from stages.lib.io.files import atomic, write_json
+from stages.lib.io.errors import UserError
+from stages.lib.io.files import write_json
+from stages.lib.io.tables import write_parquet
 from stages.lib.run.log import Log
 from stages.lib.run.seeds import integer, numpy_generator
+from stages.lib.run.start import run
 from stages.lib.sae.members import Member, followed_members
 from stages.lib.sae.members import revision as revision_of
 from stages.lib.sae.saved import load_sae
@@ -93,103 +97,94 @@ def firing_features(member: Member, x: Float[torch.Tensor, "token d_in"], own: E
             f"{member.directory}: {len(alive)} features fire {own.min_firings} times on {len(x)} tokens, fewer than "
             f"{MIN_FEATURES}: lower embed.min_firings, raise embed.n_tokens or train {member.arm} longer"
         )
-    directions = clusters.unit_rows(sae.W_dec[torch.from_numpy(alive)].numpy().astype(np.float32))
+    directions = unit_rows(sae.W_dec[torch.from_numpy(alive)].numpy().astype(np.float32))
     return Dictionary(member, alive, n_firings[alive] / len(x), directions, sae.d_sae)
 
 
-def describe(
-    own: EmbedParams, main: Dictionary, other: Dictionary | None
-) -> tuple[clusters.Clustering, dict[str, Any]]:
-    """The clusters of one dictionary, and every number about them beside its null."""
-    generator = numpy_generator(own.seed, "clusters", main.member.arm)
-    found = clusters.best_clustering(main.directions, own.n_clusters, generator)
+class Arm(NamedTuple):
+    """What is looked at of one arm."""
 
-    def stability(directions: Float[np.ndarray, "row d_in"], labels: Int[np.ndarray, " row"]) -> list[float]:
-        return clusters.stability(
-            directions, labels, found.n_clusters, n_resamples=own.n_resamples, share=own.subsample, generator=generator
-        )
-
-    refits = stability(main.directions, found.labels)
-    null: dict[str, list[float]] = {"silhouette": [], "stability": [], "between_seeds": [], "mean_largest_cosine": []}
-    for _ in range(own.n_null):
-        random = clusters.random_like(main.directions, generator)
-        labels = clusters.cluster(random, found.n_clusters, generator)
-        null["silhouette"].append(clusters.best_clustering(random, own.n_clusters, generator).silhouette)
-        null["stability"].append(float(np.mean(stability(random, labels))))
-        null["mean_largest_cosine"].append(clusters.spread(random).mean_largest)
-        if other is not None:
-            mate = clusters.random_like(other.directions, generator)
-            null["between_seeds"].append(clusters.between_seeds(random, labels, mate, generator))
-    cosines = clusters.spread(main.directions)
-    low, high = np.quantile(refits, [0.025, 0.975])
-    numbers: dict[str, Any] = {
-        "level": main.member.level,
-        "seed": main.member.seed,
-        "n_features": len(main.feature),
-        "n_dead": main.d_sae - len(main.feature),
-        "n_clusters": found.n_clusters,
-        "sizes": {f"cluster-{i:02d}": int(n) for i, n in enumerate(np.bincount(found.labels))},
-        "silhouette": clusters.against(found.silhouette, null["silhouette"]),
-        # The interval is over subsamples: it says how much refits scatter.
-        "stability": {
-            **clusters.against(float(np.mean(refits)), null["stability"]),
-            "low": float(low),
-            "high": float(high),
-        },
-        "mean_largest_cosine": clusters.against(cosines.mean_largest, null["mean_largest_cosine"]),
-        "mean_cosine": cosines.mean,
-        "coherence": cosines.mean_absolute,
-        "cosine_percentiles": cosines.percentiles,
-        "effective_rank": clusters.effective_rank(main.directions),
-    }
-    if other is not None:
-        score = clusters.between_seeds(main.directions, found.labels, other.directions, generator)
-        numbers["between_seeds"] = clusters.against(score, null["between_seeds"])
-    return found, numbers
+    revision: str
+    """The model's; arms of one revision share a map."""
+    first: Dictionary
+    other: Dictionary | None
+    """Of the second seed, if there is one."""
 
 
-def _validation(store: Store, own: EmbedParams, revision: str) -> Float[torch.Tensor, "token d_in"]:
+def read_validation(store: Store, own: EmbedParams, revision: str) -> Float[torch.Tensor, "token d_in"]:
+    """Raw activations of the validation tokens of a revision."""
     windows = store.positions("validation") // store.index["n_ctx"]
     rows = draw_rows(windows, own.n_tokens, numpy_generator(own.seed, "validation", revision))
     return read_rows(store, "validation", rows)
 
 
+def prepare(own: EmbedParams, arms: list[str], seeds: list[int]) -> dict[str, Arm]:
+    """The features that fire, of the followed level of the first two seeds of every arm."""
+    found: dict[str, Arm] = {}
+    x: dict[str, Float[torch.Tensor, "token d_in"]] = {}
+    for arm in arms:
+        followed = followed_members(arm, seeds[:2])
+        revision = revision_of(arm, seeds[0])
+        if revision not in x:
+            x[revision] = read_validation(open_store(revision, verify=("validation",)), own, revision)
+        first, *others = [firing_features(member, x[revision], own) for member in followed]
+        found[arm] = Arm(revision, first, others[0] if others else None)
+    return found
+
+
+def describe(own: EmbedParams, arm: Arm) -> Described:
+    """The clusters of the arm's first dictionary, with the numbers of the file in git."""
+    first, other = arm.first, arm.other
+    trials = Trials(own.n_clusters, own.n_resamples, own.subsample, own.n_null)
+    generator = numpy_generator(own.seed, "clusters", first.member.arm)
+    found = describe_clusters(first.directions, other.directions if other else None, trials, generator)
+    facts = {
+        "level": first.member.level,
+        "seed": first.member.seed,
+        "n_features": len(first.feature),
+        "n_dead": first.d_sae - len(first.feature),
+    }
+    return found._replace(numbers=found.numbers | facts)
+
+
+def places(own: EmbedParams, arms: dict[str, Arm]) -> dict[str, Float[np.ndarray, "row 2"]]:
+    """Where the features of each arm lie on the map of its revision."""
+    found: dict[str, Float[np.ndarray, "row 2"]] = {}
+    for revision in dict.fromkeys(arm.revision for arm in arms.values()):
+        some = {name: arm.first.directions for name, arm in arms.items() if arm.revision == revision}
+        seed = integer(own.seed, "umap", revision) % 2**32
+        points = project(
+            np.concatenate([*some.values()]), n_neighbors=own.n_neighbors, min_dist=own.min_dist, seed=seed
+        )
+        ends = np.cumsum([len(directions) for directions in some.values()])
+        found |= zip(some, np.split(points, ends[:-1]), strict=True)
+    return found
+
+
+def feature_table(first: Dictionary, clustering: Clustering, place: Float[np.ndarray, "row 2"]) -> pd.DataFrame:
+    """One row a feature that fires."""
+    cosines = first.directions @ first.directions.T
+    return pd.DataFrame({
+        "arm": first.member.arm, "level": first.member.level, "seed": first.member.seed, "feature": first.feature,
+        "rate": first.rate, "cluster": clustering.labels, "silhouette": silhouettes(cosines, clustering.labels),
+        "x": place[:, 0], "y": place[:, 1],
+    })  # fmt: skip
+
+
 def main() -> None:
     """Describe every arm, map the arms of each revision together, write one table and one small file of numbers."""
-    own, arms, seeds = settings()
-    tables: dict[str, list[tuple[Dictionary, pd.DataFrame]]] = {}
-    summary: dict[str, Any] = {}
-    x: dict[str, Float[torch.Tensor, "token d_in"]] = {}
-    with Log("embed", total=len(arms), unit="arm") as log:
-        for arm in arms:
-            followed = followed_members(arm, seeds[:2])
-            revision = revision_of(arm, seeds[0])
-            if revision not in x:
-                x[revision] = _validation(open_store(revision, verify=("validation",)), own, revision)
-            first, *others = [firing_features(member, x[revision], own) for member in followed]
-            found, summary[arm] = describe(own, first, others[0] if others else None)
-            cosines = first.directions @ first.directions.T
-            table = pd.DataFrame({"arm": arm, "level": first.member.level, "seed": first.member.seed,
-                                  "feature": first.feature, "rate": first.rate, "cluster": found.labels,
-                                  "silhouette": clusters.silhouettes(cosines, found.labels)})  # fmt: skip
-            tables.setdefault(revision, []).append((first, table))
+    own, names, seeds = settings()
+    described: dict[str, Described] = {}
+    with Log("embed", total=len(names), unit="arm") as log:
+        arms = prepare(own, names, seeds)
+        for name, arm in arms.items():
+            described[name] = describe(own, arm)
+            found = described[name].clustering
             log.advance(n_clusters=float(found.n_clusters), silhouette=found.silhouette)
-        for revision, parts in tables.items():
-            points = project(
-                np.concatenate([part.directions for part, _ in parts]),
-                n_neighbors=own.n_neighbors,
-                min_dist=own.min_dist,
-                seed=integer(own.seed, "umap", revision) % 2**32,
-            )
-            for (_, table), place in zip(
-                parts, np.split(points, np.cumsum([len(t) for _, t in parts])[:-1]), strict=True
-            ):
-                table["x"], table["y"] = place[:, 0], place[:, 1]
-    order = {arm: number for number, arm in enumerate(arms)}
-    frames = sorted((table for parts in tables.values() for _, table in parts), key=lambda t: order[t["arm"].iloc[0]])
-    with atomic(DATA / "features.parquet") as temporary:
-        pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
-    write_json(REPORTS / "clusters.json", summary)
+        place = places(own, arms)
+    tables = [feature_table(arms[name].first, described[name].clustering, place[name]) for name in names]
+    write_parquet(DATA / "features.parquet", pd.concat(tables, ignore_index=True))
+    write_json(REPORTS / "clusters.json", {name: found.numbers for name, found in described.items()})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Correlations of that time with properties of the concepts (`stages.lib.emergence
 concepts and license no "drives".
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, NamedTuple
@@ -17,11 +18,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.lib.activations.parts import read_rows
 from stages.lib.activations.store import open_store
-from stages.lib.concepts.labelled import Labelled, read_labelled
+from stages.lib.concepts.labelled import Labelled, frequent_concepts, read_labelled, with_concepts
 from stages.lib.concepts.labels import Concept, read_concepts
-from stages.lib.detectors.label_sums import in_words
 from stages.lib.emergence import drivers, summary_rows
 from stages.lib.emergence.checkpoints import (
     Followed,
@@ -31,16 +30,16 @@ from stages.lib.emergence.checkpoints import (
     feature_table,
     follow,
 )
-from stages.lib.emergence.curves import Sample
+from stages.lib.emergence.curves import Sample, draw_shifts, make_sample
 from stages.lib.emergence.summary_rows import Thresholds
 from stages.lib.io import params
-from stages.lib.io.errors import UserError, run
-from stages.lib.io.files import atomic
-from stages.lib.io.summary import write_summary
+from stages.lib.io.summary import Row, write_summary
+from stages.lib.io.tables import write_parquet
 from stages.lib.run.log import Log
 from stages.lib.run.machine import keep_freed_memory
 from stages.lib.run.parallel import side_by_side
 from stages.lib.run.seeds import numpy_generator
+from stages.lib.run.start import run
 from stages.lib.sae.members import Member, followed_members, revision
 
 DATA = Path("data/emergence")
@@ -80,116 +79,111 @@ class Settings(NamedTuple):
     seeds: list[int]
 
 
-class Parts(NamedTuple):
-    """The tokens that are looked at."""
-
-    fit: Labelled
-    validation: Labelled
-    test: Labelled
-
-
-def settings(arm: str) -> Settings:  # noqa: ARG001
-    """The stage's settings, checked; the same for every arm."""
+def settings() -> Settings:
+    """The stage's settings, checked."""
     return Settings(params.read("emergence", EmergenceParams), params.read("train.seeds", list[int]))
 
 
-def kept_concepts(parts: Parts, concepts: list[Concept], min_positives: int) -> list[int]:
-    """The columns of the concepts with enough tokens in every part."""
-    counts = np.min([part.labels.sum(axis=0) for part in parts], axis=0)
-    # A concept that is on everywhere has no tokens without it to compare with.
-    missing = np.min([(~part.labels).sum(axis=0) for part in parts], axis=0)
-    kept = np.flatnonzero((counts >= min_positives) & (missing >= min_positives)).tolist()
-    if not kept:
-        raise UserError(
-            f"no concept has {min_positives} tokens in each part (the most frequent of {len(concepts)} has "
-            f"{int(counts.max(initial=0))}): lower emergence.min_positives or raise emergence.n_fit, "
-            "emergence.n_validation and emergence.n_test"
-        )
-    return kept
+class Inputs(NamedTuple):
+    """What is read before anything is followed."""
+
+    followed: list[Member]
+    """The SAE of the followed level for each seed."""
+    n_checkpoints: int
+    """Of all of them together."""
+    concepts: list[Concept]
+    """Those that are frequent enough, in the order of the labels' columns."""
+    parts: dict[str, Labelled]
+    """By split."""
+    samples: dict[str, Sample]
+    """The same with activations."""
 
 
-def sample(part: Labelled, columns: list[int]) -> Sample:
-    """Normalised activations and labels, the even-numbered documents before the odd-numbered ones."""
-    order = np.argsort(part.documents % 2, kind="stable")
-    x = read_rows(part.store, part.split, part.rows)[order]
-    x = (x - part.store.mean) / part.store.scale
-    variation = float((x - x.double().mean(dim=0)).square().sum())
-    labels = part.labels[order][:, columns]
-    return Sample(x, labels, int((part.documents % 2 == 0).sum()), variation, in_words(labels))
+def read_sample(part: Labelled) -> Sample:
+    """Normalised activations and labels, those of the first half before those of the second."""
+    first, second = part.halves()
+    order = np.concatenate([first, second])
+    x = (part.x()[order] - part.store.mean) / part.store.scale
+    # Concept by concept in memory, as they are added up.
+    return make_sample(x, np.asfortranarray(part.labels[order]), len(first))
 
 
-def properties(parts: Parts, fit: Sample, concepts: list[Concept], columns: list[int]) -> pd.DataFrame:
-    """One row per concept with what could make it emerge early."""
-    apart = drivers.contrast(fit.x.numpy(), fit.labels)
-    d_vocab = 1 + max(int(part.tokens.max()) for part in parts)
-    on_fit, on_validation, on_test = (drivers.Ids(part.tokens, part.labels[:, columns]) for part in parts)
-    return pd.DataFrame({
-        "concept": [concepts[column].name for column in columns],
-        "kind": [concepts[column].kind for column in columns],
-        "prevalence": fit.labels.mean(axis=0),
-        "variance_share": apart.variance_share,
-        "separability": apart.separability,
-        "lexicality": drivers.lexicality(on_fit, on_validation, on_test, d_vocab),
-        "redundancy": drivers.redundancy(fit.labels),
-    })  # fmt: skip
+def prepare(own: EmergenceParams, arm: str, seeds: list[int]) -> Inputs:
+    """Find the SAEs and their checkpoints, and read tokens with the concepts that are frequent enough."""
+    followed = followed_members(arm, seeds)
+    n_checkpoints = sum(len(checkpoints(member.directory)) for member in followed)
+    store = open_store(revision(arm, seeds[0]), verify=("fit", "validation", "test"))
+    n_tokens = {"fit": own.n_fit, "validation": own.n_validation, "test": own.n_test}
+    parts = {
+        split: read_labelled(store, split, n, numpy_generator(own.seed, "part", split)) for split, n in n_tokens.items()
+    }
+    known = read_concepts()
+    columns = frequent_concepts(parts.values(), own.min_positives)
+    parts = {split: with_concepts(part, columns) for split, part in parts.items()}
+    samples = {split: read_sample(part) for split, part in parts.items()}
+    return Inputs(followed, n_checkpoints, [known[column] for column in columns], parts, samples)
 
 
-def write_tables(arm: str, tables: dict[str, pd.DataFrame]) -> None:
-    """Write each table as Parquet."""
-    for name, table in tables.items():
-        with atomic(DATA / arm / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
+def follow_all(own: EmergenceParams, inputs: Inputs, log: Log) -> list[Followed]:
+    """Every SAE at all its checkpoints."""
+    validation, test = inputs.samples["validation"], inputs.samples["test"]
+    mean_run = max(concept.mean_run for concept in inputs.concepts)
+    lock = Lock()
+
+    def progress(fvu: float) -> None:
+        with lock:
+            log.advance(fvu=fvu)
+
+    def follow_one(member: Member) -> Followed:
+        generator = numpy_generator(own.seed, "shifts", member.seed)
+        shifts = draw_shifts(validation, test, mean_run, own.n_shifts, generator)
+        return follow(member, validation, test, shifts, progress)
+
+    return side_by_side(follow_one, inputs.followed)
+
+
+def tables(own: EmergenceParams, inputs: Inputs, followed: list[Followed]) -> dict[str, pd.DataFrame]:
+    """What is written in full, the seeds one below the other."""
+    names = [concept.name for concept in inputs.concepts]
+    by_concept = drivers.properties(inputs.concepts, inputs.parts, inputs.samples["fit"])
+    times = _stacked(summary_rows.time_table(one, names, own.min_final) for one in followed)
+    return {
+        "trajectories": _stacked(feature_table(one, names, own.min_firings) for one in followed),
+        "concepts": _stacked(concept_table(one, names) for one in followed),
+        "checkpoints": _stacked(checkpoint_table(one, own.min_firings) for one in followed),
+        "emergence": times,
+        "drivers": summary_rows.mean_times(times, by_concept),
+        "survival": summary_rows.survival_table(times, by_concept),
+    }
+
+
+def _stacked(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(list(parts), ignore_index=True)
+
+
+def summarise(own: EmergenceParams, followed: list[Followed], found: dict[str, pd.DataFrame]) -> list[Row]:
+    """The few numbers of each SAE, and of all seeds together."""
+    thresholds = Thresholds(own.min_firings, own.settled_cosine, own.lazy_cosine, own.min_final)
+    by_checkpoint, times, generator = found["checkpoints"], found["emergence"], numpy_generator(own.seed, "order")
+    return [
+        *(row for one in followed for row in summary_rows.seed_rows(one, followed, by_checkpoint, times, thresholds)),
+        *summary_rows.order_rows(
+            followed[0].member, times, found["drivers"], own.n_permutations, own.n_resamples, generator
+        ),
+    ]
 
 
 def main(arm: str) -> None:
     """Follow the SAE of every seed over its checkpoints and write tables and numbers."""
-    own, seeds = settings(arm)
+    own, seeds = settings()
     keep_freed_memory()
-    chosen = followed_members(arm, seeds)
-    n_checkpoints = sum(len(checkpoints(member.directory)) for member in chosen)  # fails before any computing
-    store = open_store(revision(arm, seeds[0]), verify=("fit", "validation", "test"))
-    splits = {"fit": own.n_fit, "validation": own.n_validation, "test": own.n_test}
-    parts = Parts(**{
-        split: read_labelled(store, split, n, numpy_generator(own.seed, "part", split)) for split, n in splits.items()
-    })  # fmt: skip
-    concepts = read_concepts()
-    columns = kept_concepts(parts, concepts, own.min_positives)
-    names = [concepts[column].name for column in columns]
-    mean_run = max(concepts[column].mean_run for column in columns)
-    fit, validation, test = (sample(part, columns) for part in parts)
-    with Log(f"emergence@{arm}", n_checkpoints, "checkpoint") as log:
-        lock = Lock()
-
-        def progress(fvu: float) -> None:
-            with lock:
-                log.advance(fvu=fvu)
-
-        def follow_one(member: Member) -> Followed:
-            generator = numpy_generator(own.seed, "shifts", member.seed)
-            return follow(
-                member, validation, test, mean_run=mean_run, n_shifts=own.n_shifts, generator=generator,
-                progress=progress,
-            )  # fmt: skip
-
-        found = side_by_side(follow_one, chosen)
-    thresholds = Thresholds(own.min_firings, own.settled_cosine, own.lazy_cosine, own.min_final)
-    by_concept = properties(parts, fit, concepts, columns)
-    by_checkpoint = [checkpoint_table(one, own.min_firings) for one in found]
-    times = pd.concat([summary_rows.time_table(one, names, own.min_final) for one in found], ignore_index=True)
-    order = summary_rows.mean_times(times, by_concept)
-    rows = [row for one, table in zip(found, by_checkpoint, strict=True)
-            for row in summary_rows.seed_rows(one, found, table, times, thresholds)]  # fmt: skip
-    generator = numpy_generator(own.seed, "order")
-    rows += summary_rows.order_rows(chosen[0], times, order, own.n_permutations, own.n_resamples, generator)
-    write_tables(arm, {
-        "trajectories": pd.concat([feature_table(one, names, own.min_firings) for one in found], ignore_index=True),
-        "concepts": pd.concat([concept_table(one, names) for one in found], ignore_index=True),
-        "checkpoints": pd.concat(by_checkpoint, ignore_index=True),
-        "emergence": times,
-        "drivers": order,
-        "survival": summary_rows.survival_table(times, by_concept),
-    })  # fmt: skip
-    write_summary("emergence", arm, rows)
+    inputs = prepare(own, arm, seeds)
+    with Log(f"emergence@{arm}", inputs.n_checkpoints, "checkpoint") as log:
+        followed = follow_all(own, inputs, log)
+    found = tables(own, inputs, followed)
+    for name, table in found.items():
+        write_parquet(DATA / arm / f"{name}.parquet", table)
+    write_summary("emergence", arm, summarise(own, followed, found))
 
 
 if __name__ == "__main__":

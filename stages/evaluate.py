@@ -14,22 +14,22 @@ the SAE has active features on average.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Int
 from pydantic import NonNegativeInt, PositiveInt
 
 from stages.lib.activations.store import Store, open_store
-from stages.lib.fidelity.cross_entropy import Sums, joined, spread, window_sums
-from stages.lib.fidelity.measures import Fidelity, effective_dictionary, l0_statistics
+from stages.lib.fidelity.cross_entropy import Site, Sums, joined, spread, window_sums
+from stages.lib.fidelity.measures import Fidelity
 from stages.lib.fidelity.reconstruction import Baselines, dead, fidelities
+from stages.lib.fidelity.summary_rows import ce_rows, fidelity_rows
 from stages.lib.io import params
-from stages.lib.io.errors import run
-from stages.lib.io.files import read_json
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
 from stages.lib.language.model import check_weights, load_model
@@ -38,10 +38,10 @@ from stages.lib.language.windows import Windows, read_windows
 from stages.lib.run.log import Log
 from stages.lib.run.machine import device, keep_freed_memory
 from stages.lib.run.seeds import integer, numpy_generator
-from stages.lib.sae.members import Member, members
+from stages.lib.run.start import run
+from stages.lib.sae.members import Member, members, revision
 from stages.lib.sae.saved import SAE, load_sae
-from stages.lib.stats.correlation import spearman
-from stages.lib.stats.intervals import block_sums, ratio_interval, resample_counts
+from stages.lib.stats.intervals import resample_counts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,10 +49,6 @@ if TYPE_CHECKING:
 DATA = Path("data/evaluate")
 LOGITS = 2**25
 """Logits at a time."""
-DENSE = 0.1
-"""Features that fire on more than this share of the tokens are dense."""
-MIN_ABLATION_EFFECT = 0.05
-"""Nats; where ablating the layer costs less, the share of it that is recovered means nothing."""
 
 
 class EvaluateParams(params.Params):
@@ -73,73 +69,90 @@ class Settings(NamedTuple):
     seeds: list[int]
 
 
-def settings(_arm: str) -> Settings:
+def settings() -> Settings:
     """The stage's settings."""
     return Settings(params.read("evaluate", EvaluateParams), params.read("train.seeds", list[int]))
 
 
-def cross_entropies(
-    own: EvaluateParams, store: Store, windows: Windows, saes: Sequence[SAE], model: "TransformerBridge"
-) -> tuple[Sums, np.ndarray]:
-    """The sums of the chosen test windows, and the document of each."""
+class Inputs(NamedTuple):
+    """What is read before anything is measured."""
+
+    runs: list[Member]
+    saes: list[SAE]
+    store: Store
+    windows: Windows
+    """Of the test split."""
+    model: "TransformerBridge"
+
+
+def prepare(arm: str, seeds: list[int]) -> Inputs:
+    """Load the SAEs and the language model whose activations they were trained on."""
+    runs = members(arm, seeds)
+    store = open_store(revision(arm, seeds[0]), verify=("validation", "test"))
+    check_weights(store.index, store.directory)
+    windows, model = read_windows("test"), load_model(store.index["revision"], device())
+    return Inputs(runs, [load_sae(run.directory).to(device()) for run in runs], store, windows, model)
+
+
+class CrossEntropies(NamedTuple):
+    """What the language model was measured on."""
+
+    sums: Sums
+    document: Int[np.ndarray, " window"]
+    """The document of each window, numbered among those that occur."""
+    n_documents: int
+
+
+def cross_entropies(own: EvaluateParams, inputs: Inputs) -> CrossEntropies:
+    """The sums of test windows spread evenly over the split."""
+    store, windows, model = inputs.store, inputs.windows, inputs.model
     per_window = store.n_rows("test") / len(windows.length)
     chosen = torch.from_numpy(spread(len(windows.length), math.ceil(own.n_ce_tokens / per_window)))
     size = max(1, min(16, LOGITS // (windows.n_ctx * model.cfg.d_vocab)))
     generator = torch.Generator().manual_seed(integer(own.seed, "evaluate", "random_error"))
+    site, valid = Site(model, store.hook_name, store.mean.to(device())), windows.valid()
     parts: list[Sums] = []
-    valid = windows.valid()
     for rows in index_batches(len(chosen), size):
         indices = chosen[rows]
         longest = int(windows.length[indices].max())
         tokens, mask = (whole[indices, :longest].to(device()) for whole in (windows.tokens, valid))
         if not parts:
             check_resumption(model, tokens, store.hook_name)
-        parts.append(window_sums(model, store.hook_name, tokens, mask, store.mean.to(device()), saes, generator))
-    return joined(parts), windows.document[chosen].numpy().astype(np.int64)
+        parts.append(window_sums(site, tokens, mask, inputs.saes, generator))
+    present, document = np.unique(windows.document[chosen].numpy(), return_inverse=True)
+    return CrossEntropies(joined(parts), document, len(present))
 
 
-def fidelity_numbers(own: Fidelity, baselines: Baselines, silent: np.ndarray) -> dict[str, float | None]:
-    """The numbers of one SAE that need no language model; None where one is not defined."""
-    rates, spread_of_l0 = own.rates(), l0_statistics(own.l0_counts)
-    d_in = len(baselines.principal) - 1
-    return {
-        **spread_of_l0,
-        "fvu": own.fvu(baselines.total),
-        "density": spread_of_l0["l0"] / len(rates),
-        "dead_fraction": float(silent.mean()),
-        "dense_fraction": float((rates > DENSE).mean()),
-        "effective_dictionary": effective_dictionary(rates),
-        "relative_bias": own.relative_bias(),
-        "hoyer": own.hoyer(),
-        "gini": own.gini(),
-        "cosine": own.cosine(),
-        "fvu_unigram": baselines.unigram,
-        "fvu_pca": float(baselines.principal[min(d_in, round(spread_of_l0["l0"]))]),
-    }
+class Measured(NamedTuple):
+    """What was measured of all SAEs."""
+
+    baselines: Baselines
+    fidelities: list[Fidelity]
+    silent: list[Bool[np.ndarray, " d_sae"]]
+    """The features that fire neither in test nor in validation."""
+    patched: CrossEntropies
 
 
-def ce_rows(member: Member, sums: Sums, index: int, documents: np.ndarray, counts: np.ndarray) -> Iterator[Row]:
-    """The cross-entropies of one SAE, ratios of sums over documents, with the intervals of those that compare."""
+def measure(own: EvaluateParams, inputs: Inputs, log: Log) -> Measured:
+    """The sums of all SAEs over the activations and over the runs of the language model."""
+    baselines, sums = fidelities(inputs.store, inputs.windows, inputs.saes, inputs.model.cfg.d_vocab)
+    patched = cross_entropies(own, inputs)
+    silent = []
+    for sae, fidelity in zip(inputs.saes, sums, strict=True):
+        silent.append(dead(inputs.store, sae, fidelity))
+        log.advance(1, fvu=fidelity.fvu(baselines.total))
+    return Measured(baselines, sums, silent, patched)
 
-    def by_document(values: np.ndarray) -> np.ndarray:
-        return block_sums(values.astype(np.float64), documents, counts.shape[1])
 
-    n, clean, zero, mean = (by_document(values) for values in (sums.n, sums.clean, sums.zero, sums.mean))
-    sae, kl, random = (by_document(values[index]) for values in (sums.sae, sums.kl, sums.random_error))
-    n_predictions = int(n.sum())
-    plain = {"ce_clean": clean, "ce_sae": sae, "ce_zero": zero, "ce_mean": mean, "ce_random_error": random}
-    for name, values in plain.items():
-        yield Row(member.level, member.seed, name, float(values.sum() / n.sum()), n=n_predictions)
-    ratios = {"delta_ce": (sae - clean, n), "kl": (kl, n)}
-    for name, ablated in (("ce_recovered_mean", mean), ("ce_recovered_zero", zero)):
-        if (ablated - clean).sum() / n.sum() >= MIN_ABLATION_EFFECT:
-            ratios[name] = (ablated - sae, ablated - clean)
-    for name, (above, below) in ratios.items():
-        low, high = ratio_interval(above, below, counts) or (None, None)
-        yield Row(member.level, member.seed, name, float(above.sum() / below.sum()), low, high, n_predictions)
-    correlation = spearman(sums.token_l0[index].astype(np.float64), sums.token_nll.astype(np.float64))
-    if correlation is not None:
-        yield Row(member.level, member.seed, "l0_nll_spearman", correlation, n=n_predictions)
+def summarise(own: EvaluateParams, inputs: Inputs, found: Measured) -> Iterator[Row]:
+    """Every number of the arm's summary."""
+    patched, n_validation = found.patched, inputs.store.n_rows("validation")
+    generator = numpy_generator(own.seed, "evaluate", "documents")
+    counts = resample_counts(len(inputs.windows.document_ids), own.n_resamples, generator)
+    ce_counts = resample_counts(patched.n_documents, own.n_resamples, generator)
+    for index, (member, fidelity, silent) in enumerate(zip(inputs.runs, found.fidelities, found.silent, strict=True)):
+        yield from fidelity_rows(member, fidelity, found.baselines, silent, n_validation, counts)
+        yield from ce_rows(member, patched.sums, index, patched.document, ce_counts)
 
 
 def documents_table(member: Member, own: Fidelity, total: np.ndarray) -> pd.DataFrame:
@@ -156,39 +169,19 @@ def l0_table(member: Member, own: Fidelity) -> pd.DataFrame:
 
 def main(arm: str) -> None:
     """Evaluate all levels and seeds of an arm."""
-    own, seeds = settings(arm)
+    own, seeds = settings()
     keep_freed_memory()
-    cells = members(arm, seeds)
-    store = open_store(
-        read_json(cells[0].directory.parent / "train.json")["activations"], verify=("validation", "test")
-    )
-    check_weights(store.index, store.directory)
-    windows, model = read_windows("test"), load_model(store.index["revision"], device())
-    saes = [load_sae(cell.directory).to(device()) for cell in cells]
+    inputs = prepare(arm, seeds)
     with Log(f"evaluate@{arm}", unit="SAE") as log, torch.no_grad():
-        baselines, sums = fidelities(store, windows, saes, model.cfg.d_vocab)
-        patched, documents = cross_entropies(own, store, windows, saes, model)
-        generator = numpy_generator(own.seed, "evaluate", "documents")
-        counts = resample_counts(len(windows.document_ids), own.n_resamples, generator)
-        present, blocks = np.unique(documents, return_inverse=True)
-        ce_counts = resample_counts(len(present), own.n_resamples, generator)
-        rows: list[Row] = []
-        for index, (cell, one, fidelity) in enumerate(zip(cells, saes, sums, strict=True)):
-            numbers = fidelity_numbers(fidelity, baselines, dead(store, one, fidelity))
-            held_out = fidelity.n + store.n_rows("validation")
-            for name, value in numbers.items():
-                low, high = None, None
-                if name == "fvu":
-                    low, high = ratio_interval(fidelity.squared_error, baselines.total, counts) or (None, None)
-                if value is not None:
-                    n = held_out if name == "dead_fraction" else fidelity.n
-                    rows.append(Row(cell.level, cell.seed, name, value, low, high, n))
-            rows += ce_rows(cell, patched, index, blocks, ce_counts)
-            log.advance(1, fvu=fidelity.fvu(baselines.total))
-        tables = [documents_table(*pair, baselines.total) for pair in zip(cells, sums, strict=True)]
-        write_parquet(DATA / arm / "documents.parquet", pd.concat(tables, ignore_index=True))
-        write_parquet(DATA / arm / "l0.parquet", pd.concat(map(l0_table, cells, sums), ignore_index=True))
-        write_summary("evaluate", arm, rows)
+        found = measure(own, inputs, log)
+    pairs = list(zip(inputs.runs, found.fidelities, strict=True))
+    tables = {
+        "documents": [documents_table(*pair, found.baselines.total) for pair in pairs],
+        "l0": [l0_table(*pair) for pair in pairs],
+    }
+    for name, parts in tables.items():
+        write_parquet(DATA / arm / f"{name}.parquet", pd.concat(parts, ignore_index=True))
+    write_summary("evaluate", arm, summarise(own, inputs, found))
 
 
 if __name__ == "__main__":

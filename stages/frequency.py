@@ -3,56 +3,49 @@
 in: data/activations, data/tokens, data/concepts, data/train/<arm>
 out: data/frequency/<arm> (`features`, `histogram`, `decades`, all .parquet), reports/frequency/<arm>.json
 
-Reliability, as Spearman, ICC(2,1), Lin's concordance and mean |difference of log10 p| (`stages.lib.stats.reliability`)
-of
-
-    split_half        test documents with even and with odd number
-    validation        validation and test
-    threshold         f > 0 and f > a tenth of the maximum
-    cross_seed        features of the next seed matched by decoder (`_all`: also pairs below `match_cosine`)
-    cross_level       matched features of the same seed at the next sparsity level
-
-Specialisation: `stages.lib.features.relation`, from one row a feature (`stages.lib.features.table`). Features with
-fewer than `min_firings` firings on validation or test are left out of all of it and counted as unresolved.
+Reliability: the rates are measured again, and compared with those of the next seed and the next sparsity level
+(`stages.lib.features.rates`). Specialisation: `stages.lib.features.relation`, from one row a feature
+(`stages.lib.features.table`). Features with fewer than `min_firings` firings on validation or test are left out of all
+of it and counted as unresolved.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from stages.lib.activations.store import open_store
 from stages.lib.concepts.labelled import Labelled, read_labelled, usable_concepts, with_concepts
-from stages.lib.concepts.labels import read_concepts
+from stages.lib.concepts.labels import Concept, read_concepts
 from stages.lib.detectors.null import feature_null, offsets, record
-from stages.lib.features.matching import best_cosines, match
-from stages.lib.features.relation import decades, relation
+from stages.lib.features.matching import stability
+from stages.lib.features.rates import Key, histogram, rate_rows
+from stages.lib.features.relation import Relation, decades, relation
 from stages.lib.features.table import FiringCounts, feature_table
 from stages.lib.io import params
-from stages.lib.io.errors import run
-from stages.lib.io.files import read_json
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
 from stages.lib.run.log import Log
 from stages.lib.run.machine import device, keep_freed_memory
 from stages.lib.run.parallel import side_by_side
 from stages.lib.run.seeds import numpy_generator
-from stages.lib.sae.members import Member, members
+from stages.lib.run.start import run
+from stages.lib.sae.members import Member, members, revision
 from stages.lib.sae.saved import load_sae
 from stages.lib.stats.intervals import resample_counts
-from stages.lib.stats.reliability import rate_agreement, resolved
+from stages.lib.stats.reliability import resolved
 
 BATCH = 8192
 """Tokens at a time."""
-EDGES = np.round(np.arange(-6, 0.05, 0.1), 1)
-"""Of the histogram of log10 p."""
 FIRINGS = ("n_firings", "n_firings_validation")
+TABLES = ("features", "histogram", "decades")
 
 
 class FrequencyParams(params.Params):
@@ -84,128 +77,121 @@ class Settings(NamedTuple):
     seeds: list[int]
 
 
-Key = tuple[int, int]
-"""Level and seed."""
-
-
-def settings(arm: str) -> Settings:  # noqa: ARG001 - every stage's settings take what its main takes
+def settings() -> Settings:
     """The stage's settings."""
     return Settings(params.read("frequency", FrequencyParams), params.read("train.seeds", list[int]))
 
 
-def count(runs: list[Member], validation: Labelled, test: Labelled, log: Log) -> dict[Key, FiringCounts]:
+class Inputs(NamedTuple):
+    """What is read and drawn before anything is counted."""
+
+    runs: list[Member]
+    validation: Labelled
+    test: Labelled
+    null: Labelled
+    """Test tokens on which labels are shifted."""
+    null_x: Float[Tensor, "token d_in"]
+    concepts: list[Concept]
+    """In the order of the labels' columns."""
+    shifts: Int[np.ndarray, " shift"]
+    resamples: Int[np.ndarray, "resample document"]
+
+    def n_tokens(self) -> Int[np.ndarray, " document"]:
+        """Test tokens of each document."""
+        return np.bincount(self.test.documents, minlength=self.test.n_documents)
+
+
+def stream(own: FrequencyParams, *names: str | int) -> np.random.Generator:
+    """One of the stage's random streams."""
+    return numpy_generator(own.seed, "frequency", *names)
+
+
+def prepare(own: FrequencyParams, arm: str, seeds: list[int]) -> Inputs:
+    """Find the SAEs, read tokens with the concepts that all parts have, and draw shifts and resamples."""
+    runs = members(arm, seeds)
+    store = open_store(revision(arm, seeds[0]), verify=("validation", "test"))
+    parts = [
+        read_labelled(store, "validation", own.n_tokens, stream(own, "validation")),
+        read_labelled(store, "test", own.n_tokens, stream(own, "test")),
+        read_labelled(store, "test", own.n_null_tokens, stream(own, "null")),
+    ]
+    usable = usable_concepts(parts)
+    validation, test, null = (with_concepts(part, usable) for part in parts)
+    known = read_concepts()
+    concepts = [known[column] for column in usable]
+    mean_run = max(concept.mean_run for concept in concepts)
+    shifts = offsets(len(null), mean_run, own.n_shifts, stream(own, "shifts"))
+    resamples = resample_counts(test.n_documents, own.n_resamples, stream(own, "documents"))
+    return Inputs(runs, validation, test, null, null.x(), concepts, shifts, resamples)
+
+
+def count(inputs: Inputs, log: Log) -> dict[Key, FiringCounts]:
     """The firings of all SAEs, in one pass over each split."""
+    validation, test = inputs.validation, inputs.test
     d_vocab = int(max(validation.tokens.max(), test.tokens.max())) + 1
-    shape = (test.labels.shape[1], test.n_documents, d_vocab)
-    counts = {(run.level, run.seed): FiringCounts(load_sae(run.directory), *shape) for run in runs}
-    for batch in validation.batches(BATCH):
-        side_by_side(methodcaller("add_validation", batch), counts.values(), device())
-        log.advance(len(batch.tokens))
-    for batch in test.batches(BATCH):
-        side_by_side(methodcaller("add_test", batch), counts.values(), device())
-        log.advance(len(batch.tokens))
+    shape = (len(inputs.concepts), test.n_documents, d_vocab)
+    counts = {(run.level, run.seed): FiringCounts(load_sae(run.directory), *shape) for run in inputs.runs}
+    for part, add in ((validation, "add_validation"), (test, "add_test")):
+        for batch in part.batches(BATCH):
+            side_by_side(methodcaller(add, batch), counts.values(), device())
+            log.advance(len(batch.tokens))
     return counts
 
 
-def ladder(own: FrequencyParams, key: Key, counts: dict[Key, FiringCounts], test: Labelled) -> Iterator[Row]:
-    """How far the firing rates of one SAE agree with other measurements of them."""
-    (level, seed), n, one = key, len(test), counts[key]
-    even = np.arange(test.n_documents) % 2 == 0
-    sizes = np.bincount(test.documents, minlength=test.n_documents)
-    halves = [one.by_document[half].sum(0) for half in (even, ~even)]
-    split = (int(sizes[even].sum()), int(sizes[~even].sum()))
-    firings, before = one.tally.n_firings, one.validation()
-    found = {
-        "split_half": rate_agreement(halves[0], halves[1], split, own.min_firings),
-        "validation": rate_agreement(before.fired[:, 0], firings, (before.n, n), own.min_firings),
-        "threshold": rate_agreement(firings, one.above_tenth, (n, n), own.min_firings),
-    }
-    seeds = sorted({other for _, other in counts})
-    neighbours = {
-        "cross_seed": (level, seeds[(seeds.index(seed) + 1) % len(seeds)]),
-        "cross_level": (level + 1, seed),
-    }
-    for name, other in neighbours.items():
-        if other in counts and other != key:
-            pairs = match(one.sae.W_dec.cpu(), counts[other].sae.W_dec.cpu())
-            a, b = firings[pairs.left], counts[other].tally.n_firings[pairs.right]
-            same = pairs.cosines >= own.match_cosine
-            found[name] = rate_agreement(a[same], b[same], (n, n), own.min_firings)
-            found[f"{name}_all"] = rate_agreement(a, b, (n, n), own.min_firings)
-            yield Row(level, seed, f"{name}_matched_fraction", float(same.mean()), n=len(same))
-    for rung, agreed in found.items():
-        if agreed is not None:
-            for measure in ("spearman", "icc", "ccc", "dex"):
-                yield Row(level, seed, f"{rung}_{measure}", getattr(agreed, measure), n=agreed.n)
+def describe_features(own: FrequencyParams, inputs: Inputs, counts: dict[Key, FiringCounts], key: Key) -> pd.DataFrame:
+    """One row a feature of one SAE, and whether it is resolved."""
+    one = counts[key]
+    chance = feature_null(record(one.encode, inputs.null_x, one.validation_maximum, inputs.null.labels), inputs.shifts)
+    names = [concept.name for concept in inputs.concepts]
+    table = feature_table(one, chance, inputs.n_tokens(), inputs.resamples, names, own.n_rarefied)
+    others = [counts[other].sae.W_dec for other in counts if other[0] == key[0] and other != key]
+    enough = [resolved(table[column].to_numpy(), own.min_firings) for column in FIRINGS]
+    return table.assign(stability=stability(one.sae.W_dec, others), resolved=np.logical_and.reduce(enough))
 
 
-def stability(key: Key, counts: dict[Key, FiringCounts]) -> Float[np.ndarray, " d_sae"]:
-    """Each feature's largest decoder cosine with a feature of the same level of another seed; NaN with one seed."""
-    one = counts[key].sae.W_dec
-    others = [other.sae.W_dec for (level, seed), other in counts.items() if level == key[0] and seed != key[1]]
-    if not others:
-        return np.full(len(one), np.nan)
-    best = torch.stack([best_cosines(one, other) for other in others]).amax(0)
-    return best.cpu().numpy()
+def relation_rows(key: Key, found: dict[str, Relation]) -> Iterator[Row]:
+    """The relation of rate and specialisation as rows of the summary."""
+    for name, one in found.items():
+        low, high = one.interval or (None, None)
+        yield Row(*key, name, one.value, low, high, one.n)
 
 
-def histogram(rate: Float[np.ndarray, " feature"]) -> pd.DataFrame:
-    """Counts of log10 p between `EDGES`; rates below the first edge, and dead features, are in no bin."""
-    n_features, edges = np.histogram(np.log10(rate[rate > 0]), EDGES)
-    return pd.DataFrame({"log10_rate": edges[:-1], "n_features": n_features})
+class Described(NamedTuple):
+    """What is written of one SAE."""
+
+    rows: list[Row]
+    tables: dict[str, pd.DataFrame]
+
+
+def describe(own: FrequencyParams, inputs: Inputs, counts: dict[Key, FiringCounts], key: Key) -> Described:
+    """The summary and the tables of one SAE."""
+    table = describe_features(own, inputs, counts, key)
+    kept = table[table["resolved"]]
+    generator = stream(own, "features", *key)
+    rows = [
+        *relation_rows(key, relation(kept, own.specialised, own.n_resamples, generator)),
+        Row(*key, "unresolved_fraction", 1 - len(kept) / len(table), n=len(table)),
+        *rate_rows(key, counts, inputs.n_tokens(), own.min_firings, own.match_cosine),
+    ]
+    log_rate, score = np.log10(kept["rate"].to_numpy()), kept["mcc_calibrated"].to_numpy()
+    by_decade = pd.DataFrame(decades(log_rate, score, own.n_resamples, generator))
+    tables = {"features": table, "histogram": histogram(table["rate"].to_numpy()), "decades": by_decade}
+    (level, seed), arm = key, inputs.runs[0].arm
+    return Described(rows, {name: one.assign(arm=arm, level=level, seed=seed) for name, one in tables.items()})
 
 
 def main(arm: str) -> None:
     """Count the firings of the arm's SAEs, describe every feature, and summarise."""
-    own, seeds = settings(arm)
+    own, seeds = settings()
     keep_freed_memory()
-    runs = members(arm, seeds)
-    store = open_store(read_json(runs[0].directory.parent / "train.json")["activations"], verify=("validation", "test"))
-
-    def generator(*names: str | int) -> np.random.Generator:
-        return numpy_generator(own.seed, "frequency", *names)
-
-    validation = read_labelled(store, "validation", own.n_tokens, generator("validation"))
-    test = read_labelled(store, "test", own.n_tokens, generator("test"))
-    null = read_labelled(store, "test", own.n_null_tokens, generator("null"))
-    usable = usable_concepts([validation, test, null])
-    validation, test, null = (with_concepts(part, usable) for part in (validation, test, null))
-    known = read_concepts()
-    concepts = [known[column] for column in usable]
-    names = [concept.name for concept in concepts]
-    by = offsets(len(null), max(concept.mean_run for concept in concepts), own.n_shifts, generator("shifts"))
-    sizes = np.bincount(test.documents, minlength=test.n_documents)
-    resamples = resample_counts(test.n_documents, own.n_resamples, generator("documents"))
-
-    def describe(key: Key) -> tuple[list[Row], dict[str, pd.DataFrame]]:
-        """The summary and the tables of one SAE."""
-        (level, seed), one = key, counts[key]
-        chance = feature_null(record(one.encode, x, one.validation_maximum, null.labels), by)
-        table = feature_table(one, chance, sizes, resamples, names, own.n_rarefied)
-        table["stability"] = stability(key, counts)
-        enough = (resolved(table[column].to_numpy(), own.min_firings) for column in FIRINGS)
-        table["resolved"] = np.logical_and.reduce(list(enough))
-        kept = table[table["resolved"]]
-        features = generator("features", level, seed)
-        rows = []
-        for name, found in relation(kept, own.specialised, own.n_resamples, features).items():
-            low, high = found.interval or (None, None)
-            rows.append(Row(level, seed, name, found.value, low, high, found.n))
-        rows.append(Row(level, seed, "unresolved_fraction", 1 - len(kept) / len(table), n=len(table)))
-        rows += ladder(own, key, counts, test)
-        log_rate, score = np.log10(kept["rate"].to_numpy()), kept["mcc_calibrated"].to_numpy()
-        by_decade = pd.DataFrame(decades(log_rate, score, own.n_resamples, features))
-        tables = {"features": table, "histogram": histogram(table["rate"].to_numpy()), "decades": by_decade}
-        return rows, {name: table.assign(arm=arm, level=level, seed=seed) for name, table in tables.items()}
-
-    with Log(f"frequency@{arm}", total=len(validation) + len(test), unit="token") as log:
-        counts = count(runs, validation, test, log)
-        x = torch.cat([batch.x for batch in null.batches(BATCH)])
-        described = side_by_side(describe, counts, device())
-    for name in described[0][1]:
-        parts = [tables[name] for _, tables in described]
-        write_parquet(Path("data/frequency") / arm / f"{name}.parquet", pd.concat(parts, ignore_index=True))
-    write_summary("frequency", arm, [row for rows, _ in described for row in rows])
+    inputs = prepare(own, arm, seeds)
+    with Log(f"frequency@{arm}", total=len(inputs.validation) + len(inputs.test), unit="token") as log:
+        counts = count(inputs, log)
+        described = side_by_side(partial(describe, own, inputs, counts), counts, device())
+    for name in TABLES:
+        table = pd.concat([one.tables[name] for one in described], ignore_index=True)
+        write_parquet(Path("data/frequency") / arm / f"{name}.parquet", table)
+    write_summary("frequency", arm, [row for one in described for row in one.rows])
 
 
 if __name__ == "__main__":

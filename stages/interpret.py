@@ -9,6 +9,7 @@ are repeats of one another. Beside the SAEs stand k-sparse probes (`stages.lib.d
 `stages.baselines` found without an SAE, which is given once, for the first seed and the level that training follows.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -22,6 +23,7 @@ from stages.lib.detectors.coverage import Features, chance_level
 from stages.lib.detectors.probes import Probed, dense_auroc, draw_probed, sparse_aurocs
 from stages.lib.detectors.sample import (
     SPLITS,
+    Parts,
     Sample,
     candidates,
     document_resamples,
@@ -31,16 +33,16 @@ from stages.lib.detectors.sample import (
     stream,
 )
 from stages.lib.detectors.saved_baselines import Baselines, identity, read_baselines
-from stages.lib.detectors.tables import Judged, Key, ProbeScores, concept_table, probe_table, summary_rows
+from stages.lib.detectors.tables import Judged, Key, ProbeScores, basis_table, concept_table, probe_table, summary_rows
 from stages.lib.io import params
-from stages.lib.io.errors import UserError, run
-from stages.lib.io.files import read_json
+from stages.lib.io.errors import UserError
 from stages.lib.io.summary import write_summary
 from stages.lib.io.tables import write_parquet
 from stages.lib.run.log import Log
 from stages.lib.run.machine import device, keep_freed_memory
 from stages.lib.run.parallel import side_by_side
-from stages.lib.sae.members import Member, members
+from stages.lib.run.start import run
+from stages.lib.sae.members import Member, followed_members, members, revision
 from stages.lib.sae.saved import SAE, Encoder, load_sae
 
 
@@ -60,39 +62,21 @@ class Settings(NamedTuple):
     seeds: list[int]
 
 
-def settings(arm: str) -> Settings:  # noqa: ARG001 - every stage's settings take what its main takes
+def settings() -> Settings:
     """The stage's settings."""
     return Settings(params.read("interpret", InterpretParams), params.read("train.seeds", list[int]))
 
 
-class Prepared(NamedTuple):
-    """The features of the SAEs before detectors are chosen, and what was learnt on the samples."""
+class Inputs(NamedTuple):
+    """What is read and drawn before any feature is looked at."""
 
-    features: dict[Key, Features]
-    null: dict[int, npt.NDArray[np.float64]]
-    """F1 on shifted labels [shift, concept], by level."""
-    aurocs: list[ProbeScores]
-
-
-def prepare(saes: dict[Key, SAE], sample: Sample, probed: Probed, own: InterpretParams) -> Prepared:
-    """Everything of the SAEs that the samples are enough for: the maxima, the chance levels and the probes."""
-    seeds = list(dict.fromkeys(key.seed for key in saes))
-
-    def prepare_one(key: Key) -> tuple[Features, npt.NDArray[np.float64], list[ProbeScores]]:
-        features, fit_acts = candidates(Encoder(saes[key].to(device())), sample)
-        # The seeds of a level take turns at the shifts.
-        null = shifted(features, sample, slice(seeds.index(key.seed), None, len(seeds)))
-        if not len(probed.columns):
-            return features, null, []
-        found = sparse_aurocs(fit_acts, features.encode, sample, probed, own.k, own.l2)
-        return features, null, [ProbeScores(key.level, key.seed, k, auroc) for k, auroc in found.items()]
-
-    features, nulls, aurocs = zip(*side_by_side(prepare_one, saes, device()), strict=True)
-    by_level = {
-        level: np.concatenate([null for key, null in zip(saes, nulls, strict=True) if key.level == level])
-        for level in dict.fromkeys(key.level for key in saes)
-    }
-    return Prepared(dict(zip(saes, features, strict=True)), by_level, [one for some in aurocs for one in some])
+    saes: dict[Key, SAE]
+    parts: Parts
+    sample: Sample
+    probed: Probed
+    baselines: Baselines
+    at: Key
+    """The level that training follows, and the first seed."""
 
 
 def load_saes(runs: list[Member], max_k: int) -> dict[Key, SAE]:
@@ -101,51 +85,92 @@ def load_saes(runs: list[Member], max_k: int) -> dict[Key, SAE]:
     Raises:
         UserError: if they have fewer features than the probes are to have.
     """
-    saes = {Key("sae", run.level, run.seed): load_sae(run.directory) for run in runs}
+    saes = {Key(run.level, run.seed): load_sae(run.directory) for run in runs}
     d_sae = next(iter(saes.values())).d_sae
     if max_k > d_sae:
         raise UserError(f"params.yaml: interpret.k is {max_k}, but the SAEs of {runs[0].arm} have {d_sae} features")
     return saes
 
 
-def join(saes: dict[Key, Detected], baselines: Baselines, control: Key) -> dict[Key, Detected]:
-    """The SAEs' results and the baselines', under the control's level and seed."""
-    return saes | {control._replace(kind=kind): found for kind, found in baselines.detected.items()}
+def prepare(own: InterpretParams, arm: str, seeds: list[int]) -> Inputs:
+    """Load the SAEs, read the tokens and the baselines of the same tokens, and draw shifts and examples."""
+    saes, model = load_saes(members(arm, seeds), max(own.k)), revision(arm, seeds[0])
+    parts = read_parts(open_store(model, verify=SPLITS), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
+    baselines = read_baselines(model, identity(own, next(iter(saes.values())).d_sae, parts.concepts))
+    generator = stream(own.seed, "draw")
+    # As many shifts for each seed, which share those of a level.
+    sample = draw_sample(parts, -(-own.n_shifts // len(seeds)) * len(seeds), generator)
+    probed = draw_probed(sample, own.n_examples, generator)
+    followed = followed_members(arm, seeds[:1])[0]
+    return Inputs(saes, parts, sample, probed, baselines, Key(followed.level, followed.seed))
+
+
+class Learnt(NamedTuple):
+    """The features of the SAEs before detectors are chosen, and what was learnt on the samples."""
+
+    features: dict[Key, Features]
+    null: dict[int, npt.NDArray[np.float64]]
+    """F1 on shifted labels [shift, concept], by level."""
+    aurocs: list[ProbeScores]
+
+
+def learn(own: InterpretParams, inputs: Inputs) -> Learnt:
+    """Everything of the SAEs that the samples are enough for: the maxima, the chance levels and the probes."""
+    saes, sample, probed = inputs.saes, inputs.sample, inputs.probed
+    seeds = list(dict.fromkeys(key.seed for key in saes))
+
+    def learn_one(key: Key) -> tuple[Features, npt.NDArray[np.float64], list[ProbeScores]]:
+        features, fit_acts = candidates(Encoder(saes[key].to(device())), sample)
+        # The seeds of a level take turns at the shifts.
+        null = shifted(features, sample, slice(seeds.index(key.seed), None, len(seeds)))
+        if not len(probed.columns):
+            return features, null, []
+        found = sparse_aurocs(fit_acts, features.encode, sample, probed, own.k, own.l2)
+        return features, null, [ProbeScores(*key, k, auroc) for k, auroc in found.items()]
+
+    features, nulls, aurocs = zip(*side_by_side(learn_one, saes, device()), strict=True)
+    by_level = {
+        level: np.concatenate([null for key, null in zip(saes, nulls, strict=True) if key.level == level])
+        for level in dict.fromkeys(key.level for key in saes)
+    }
+    return Learnt(dict(zip(saes, features, strict=True)), by_level, [one for some in aurocs for one in some])
+
+
+def dense_scores(inputs: Inputs) -> list[ProbeScores]:
+    """The AUROC of the baselines' probe of all coordinates; none without probed concepts."""
+    if not len(inputs.probed.columns):
+        return []
+    return [ProbeScores(*inputs.at, None, dense_auroc(inputs.baselines.probe, inputs.sample, inputs.probed))]
+
+
+def judge(own: InterpretParams, inputs: Inputs, advance: Callable[[int], None]) -> Judged:
+    """The results of the SAEs beside those of the baselines; `advance` is told of the tokens that are done."""
+    learnt, whole = learn(own, inputs), inputs.parts.whole
+    resamples = document_resamples(whole["test"], own.n_resamples, own.seed)
+    scores = choose_and_score(learnt.features, whole["validation"], whole["test"], resamples, advance)
+    prevalence: npt.NDArray[np.float64] = whole["test"].labels.mean(0)
+    saes = {
+        key: Detected(found, chance_level(prevalence, learnt.null[key.level]), learnt.features[key].choice)
+        for key, found in scores.items()
+    }
+    aurocs = [*dense_scores(inputs), *learnt.aurocs]
+    return Judged(saes, inputs.baselines.detected, aurocs, inputs.parts.concepts, prevalence, inputs.at)
 
 
 def main(arm: str) -> None:
     """Detect the concepts with all features of the arm, join the baselines, and summarise."""
-    own, seeds = settings(arm)
+    own, seeds = settings()
     keep_freed_memory()
-    runs = members(arm, seeds)
-    train = read_json(runs[0].directory.parent / "train.json")
-    saes, revision = load_saes(runs, max(own.k)), train["activations"]
-    parts = read_parts(open_store(revision, verify=SPLITS), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
-    validation, test = parts.whole["validation"], parts.whole["test"]
-    baselines = read_baselines(revision, identity(own, next(iter(saes.values())).d_sae, parts.concepts))
-    control = Key("control", int(train["follow_level"]), runs[0].seed)
-    with Log(f"interpret@{arm}", total=len(validation) + len(test), unit="token") as log:
-        generator = stream(own.seed, "draw")
-        sample = draw_sample(parts, -(-own.n_shifts // len(seeds)) * len(seeds), generator)
-        probed = draw_probed(sample, own.n_examples, generator)
-        prepared = prepare(saes, sample, probed, own)
-        resamples = document_resamples(test, own.n_resamples, own.seed)
-        scores = choose_and_score(prepared.features, validation, test, resamples, log.advance)
-    prevalence: npt.NDArray[np.float64] = test.labels.mean(0)
-    detected = {
-        key: Detected(found, chance_level(prevalence, prepared.null[key.level]), prepared.features[key].choice)
-        for key, found in scores.items()
+    inputs = prepare(own, arm, seeds)
+    n_tokens = sum(len(inputs.parts.whole[split]) for split in ("validation", "test"))
+    with Log(f"interpret@{arm}", total=n_tokens, unit="token") as log:
+        judged = judge(own, inputs, log.advance)
+    tables = {
+        "concepts": concept_table(judged),
+        "baselines": basis_table(judged),
+        "probes": probe_table(judged.aurocs, [inputs.parts.concepts[column].name for column in inputs.probed.columns]),
     }
-    aurocs = prepared.aurocs
-    if len(probed.columns):
-        dense = dense_auroc(baselines.probe, sample, probed)
-        aurocs = [ProbeScores(control.level, control.seed, None, dense), *aurocs]
-    judged = Judged(join(detected, baselines, control), aurocs, parts.concepts, prevalence, control)
-    for name, table in {
-        "concepts": concept_table(judged, ("sae",)),
-        "baselines": concept_table(judged, ("residual", "pca")),
-        "probes": probe_table(aurocs, [parts.concepts[column].name for column in probed.columns]),
-    }.items():
+    for name, table in tables.items():
         write_parquet(Path("data/interpret") / arm / f"{name}.parquet", table.assign(arm=arm))
     write_summary("interpret", arm, summary_rows(judged))
 

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import NonNegativeInt
 
 from stages.lib.io import params, plugins
-from stages.lib.io.errors import run
 from stages.lib.io.files import write_json
+from stages.lib.run.start import run
 
 MODEL = Path("data/model")
 

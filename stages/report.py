@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 from pydantic import PositiveInt
 
-from stages.lib.io.errors import UserError, nearest, run
+from stages.lib.io.errors import UserError, nearest
 from stages.lib.io.files import atomic, read_json, write_json, write_text
 from stages.lib.io.params import Params, read, value
 from stages.lib.io.summary import read_summaries
@@ -27,6 +27,7 @@ from stages.lib.report.close_up import Size, map_of_features, nearest_features, 
 from stages.lib.report.page import Block, Figure, Section, to_html, to_markdown
 from stages.lib.report.results import Results
 from stages.lib.run.log import Log
+from stages.lib.run.start import run
 from stages.lib.stats.equal_l0 import middle
 
 DATA, REPORTS = Path("data"), Path("reports")

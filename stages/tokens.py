@@ -22,13 +22,14 @@ from jaxtyping import Int
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stages.lib.io import params
-from stages.lib.io.errors import UserError, run
+from stages.lib.io.errors import UserError
 from stages.lib.io.files import sha256, write_json
 from stages.lib.language.documents import CORPUS, Document, read_documents
 from stages.lib.language.model import limits, load_tokenizer, model_path
 from stages.lib.language.windows import TOKENS, WindowWriter
 from stages.lib.run.log import Log
 from stages.lib.run.seeds import numpy_generator
+from stages.lib.run.start import run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -8,8 +8,6 @@ Within a seed all arms and levels start from the same directions and see the sam
 method alone; seeds differ in both.
 """
 
-import csv
-import io
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -20,24 +18,24 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from stages.lib.activations.batches import Rows, normalised_batches, resident
-from stages.lib.activations.store import DTYPES, Store, activation_settings, check_settings, open_store
-from stages.lib.io import params, plugins, tensors
-from stages.lib.io.errors import UserError, run
+from stages.lib.activations.batches import nearest_rows, normalised_batches
+from stages.lib.activations.parts import spread_rows
+from stages.lib.activations.store import Store, activation_settings, check_settings, open_store
+from stages.lib.io import params, plugins
+from stages.lib.io.errors import UserError
 from stages.lib.io.files import write_json, write_text
 from stages.lib.run.live import TrainingLog
 from stages.lib.run.machine import device, full_disk_said, keep_freed_memory
 from stages.lib.run.resume import Resume, fingerprint
 from stages.lib.run.seeds import integer
+from stages.lib.run.start import run
 from stages.lib.sae.base import SAE, SAEParams, random_directions
 from stages.lib.sae.members import cell
 from stages.lib.sae.saved import fold, load_sae, save_sae
-from stages.lib.sae.training import Row, Schedule, Training, train
+from stages.lib.sae.training import Schedule, Training, history_table, train
 
-N_BLOCKS, BLOCK_ROWS = 64, 256
-"""Of validation activations, spread evenly, on which L0 is measured and the threshold of BatchTopK set."""
 NEAR = 0.03
-"""Of a wanted L0, the share by which the one that is reached may be off without a word."""
+"""The share of a wanted L0 by which the one that is reached may be off without a word."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -55,9 +53,9 @@ class TrainParams(params.Params):
     lr_decay: Share
     sparsity_warm_up: Share
     dead_tokens: PositiveInt
-    """A feature that has not fired on this many tokens is dead, ..."""
+    """The least number of tokens without firing after which a feature is dead."""
     dead_share: Share
-    """... or on this share of all training tokens, if that is more."""
+    """A feature is dead only once it has not fired on this share of all training tokens either."""
     follow_level: NonNegativeInt
     """The level of which checkpoints are kept."""
     n_checkpoints: Annotated[int, Field(ge=2)]
@@ -118,17 +116,8 @@ def prepare(chosen: Settings, sample: Float[Tensor, "token d_in"], steps: int) -
     return Training(saes, schedule, own.follow_level, own.n_checkpoints, sample)
 
 
-def validation_sample(store: Store) -> Float[Tensor, "token d_in"]:
-    """Raw activations from all over the validation split, which is in text order."""
-    n_rows = store.n_rows("validation")
-    n_blocks = min(N_BLOCKS, -(-n_rows // BLOCK_ROWS))
-    starts = [n_rows * block // n_blocks for block in range(n_blocks)]
-    return torch.cat([store.rows("validation", start, min(start + BLOCK_ROWS, n_rows)) for start in starts])
-
-
-def held_out_l0(directory: Path, store: Store, sample: Float[Tensor, "token d_in"]) -> float:
-    """Active features a token of an SAE that was written, on normalised validation activations."""
-    raw = sample.cpu() * store.scale + store.mean
+def held_out_l0(directory: Path, raw: Float[Tensor, "token d_in"]) -> float:
+    """Active features per token of an SAE that was written, on raw validation activations."""
     return len(load_sae(directory).active(raw).value) / len(raw)
 
 
@@ -137,13 +126,6 @@ def say_missed(chosen: Settings, found: list[float], log: TrainingLog) -> None:
     for level, (wanted, reached) in enumerate(zip(chosen.arm.levels, found, strict=True)):
         if chosen.arm.level_name == "l0" and abs(reached / wanted - 1) > NEAR:
             log.say(f"{log.stage}: level {level} has L0 {reached:.2f} on validation activations, wanted was {wanted:g}")
-
-
-def nearest_rows(store: Store, on: torch.device) -> Rows:
-    """Where batches come from: a GPU's own memory if the training rows fit into half of what is free there."""
-    if on.type != "cuda":
-        return store
-    return resident(store, on, DTYPES[store.index["dtype"]][0], store.d_in, torch.cuda.mem_get_info(on)[0] / 2)
 
 
 def write_sae(directory: Path, sae: SAE, store: Store, facts: dict[str, Any]) -> None:
@@ -159,43 +141,32 @@ def write_sae(directory: Path, sae: SAE, store: Store, facts: dict[str, Any]) ->
     )
 
 
-def write(arm: str, chosen: Settings, training: Training, store: Store, resume: Resume) -> list[float]:
-    """All outputs, from the finished training; returns the L0 of each level on validation activations."""
-    directory = cell(arm, chosen.seed)
-    shutil.rmtree(directory, ignore_errors=True)
-    own, name = chosen.train, chosen.arm.level_name
-    identity = {"arm": arm, "variant": chosen.arm.variant, "activations": chosen.arm.activations, "seed": chosen.seed}
-    identity |= {"sparsity_name": name}
+def write_levels(directory: Path, training: Training, store: Store, identity: dict[str, Any]) -> None:
+    """All levels of a finished training."""
     for level, (sae, row) in enumerate(zip(training.saes, training.latest(), strict=True)):
         sae.settle(training.sample)
         sae.finish(training.sample)
         facts = {**identity, "level": level, "sparsity": sae.level, "step": training.done, "mean_l0": row.l0}
         write_sae(directory / f"level-{level}", sae, store, facts)
-    followed = directory / f"level-{own.follow_level}" / "checkpoints"
-    for step in training.checkpoints:
-        weights = resume.load(f"step-{step:08d}")
-        assert weights is not None, f"no checkpoint of step {step} in {resume.directory}"
-        tensors.save(
-            followed / f"step-{step:08d}.safetensors", weights, {"step": step, "tokens": step * own.batch_size}
-        )
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["arm", "level", "seed", "step", "tokens", *Row._fields[2:]])
-    for row in sorted(training.history):
-        numbers = [f"{number:.6g}" for number in row[2:]]
-        table.writerow([arm, row.level, chosen.seed, row.step, row.step * own.batch_size, *numbers])
-    write_text(directory / "history.csv", text.getvalue())
-    sizes: dict[str, Any] = {
-        "n_tokens": training.done * own.batch_size,
-        "steps": training.done,
-        "d_in": store.d_in,
-        "d_sae": own.d_sae,
-    }
-    found = [held_out_l0(directory / f"level-{level}", store, training.sample) for level in range(len(training.saes))]
+
+
+def write(arm: str, chosen: Settings, training: Training, store: Store, resume: Resume) -> list[float]:
+    """All outputs, from the finished training; returns the L0 of each level on validation activations."""
+    directory, own = cell(arm, chosen.seed), chosen.train
+    shutil.rmtree(directory, ignore_errors=True)
+    identity = {"arm": arm, "variant": chosen.arm.variant, "activations": chosen.arm.activations, "seed": chosen.seed}
+    identity |= {"sparsity_name": chosen.arm.level_name}
+    write_levels(directory, training, store, identity)
+    training.write_checkpoints(directory / f"level-{own.follow_level}" / "checkpoints", resume, own.batch_size)
+    write_text(directory / "history.csv", history_table(training, arm, chosen.seed, own.batch_size))
+    raw = store.scaling().raw(training.sample.cpu())
+    reached = [held_out_l0(directory / f"level-{level}", raw) for level in range(len(training.saes))]
+    sizes = {"n_tokens": training.done * own.batch_size, "steps": training.done}
+    sizes |= {"d_in": store.d_in, "d_sae": own.d_sae}
     levels = {"levels": chosen.arm.levels, "follow_level": own.follow_level}
-    levels |= {"validation_l0": found, "shift": [sae.shift for sae in training.saes]}
+    levels |= {"validation_l0": reached, "shift": [sae.shift for sae in training.saes]}
     write_json(directory / "train.json", {**identity, **sizes, **levels})
-    return found
+    return reached
 
 
 def main(arm: str, seed: str) -> None:
@@ -207,18 +178,17 @@ def main(arm: str, seed: str) -> None:
     store = open_store(chosen.arm.activations, verify=("train", "validation"))
     check_settings(store, chosen.activations)
     on = device()
-    mean = store.mean.to(on)
-    sample = validation_sample(store).to(on)
-    training = prepare(chosen, sample.sub_(mean).div_(store.scale), n_steps(chosen.train, store.n_rows("train")))
-    steps, size = training.schedule.n_steps, chosen.train.batch_size
+    scaling = store.scaling(on)
+    sample = scaling.normalise_(spread_rows(store, "validation").to(on))
+    steps, size = n_steps(chosen.train, store.n_rows("train")), chosen.train.batch_size
+    training = prepare(chosen, sample, steps)
     stage = f"train@{arm}-{chosen.seed}"
     key = fingerprint((arm, chosen.seed, chosen.train, chosen.arm, on), [store.directory / "index.json"])
     with full_disk_said(), Resume(stage, key) as resume:
         if (state := resume.load()) is not None:
             training.restore(state)
-        batches = normalised_batches(
-            nearest_rows(store, on), mean, store.scale, seed=chosen.seed, size=size, first=training.done, stop=steps
-        )
+        left, rows = range(training.done, steps), nearest_rows(store, on)
+        batches = normalised_batches(rows, scaling, seed=chosen.seed, size=size, steps=left)
         with TrainingLog(stage, steps, training.done) as log:
             train(training, batches, resume, log)
             say_missed(chosen, write(arm, chosen, training, store, resume), log)

@@ -17,11 +17,11 @@ from stages.lib.activations.store import Store, open_store
 from stages.lib.features.matching import random_directions
 from stages.lib.fidelity.measures import Moments, squared_distance
 from stages.lib.io import params
-from stages.lib.io.errors import run
 from stages.lib.io.summary import REPORTS
 from stages.lib.io.tables import write_rounded
 from stages.lib.run.log import Log
 from stages.lib.run.seeds import integer
+from stages.lib.run.start import run
 from synthetic.recovery import directions
 from synthetic.truth import BLOCK, REVISION, TRUTH, load_codes, load_truth
 from synthetic.world import Truth, mean_max_cosine

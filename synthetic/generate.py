@@ -15,10 +15,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from stages.lib.activations.store import ACTIVATIONS
 from stages.lib.activations.writer import StoreWriter, place
 from stages.lib.io import params
-from stages.lib.io.errors import run
 from stages.lib.run.log import Log
 from stages.lib.run.resume import Resume, fingerprint
 from stages.lib.run.seeds import numpy_generator
+from stages.lib.run.start import run
 from synthetic.truth import BLOCK, REVISION, TRUTH, save_codes, save_truth
 from synthetic.world import SyntheticParams, Truth, draw_codes, draw_truth, mix
 

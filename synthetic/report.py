@@ -13,13 +13,13 @@ import pandas as pd
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from stages.lib.io import params
-from stages.lib.io.errors import run
 from stages.lib.io.files import atomic, read_json, write_text
 from stages.lib.io.summary import REPORTS, read_summaries
 from stages.lib.io.tables import write_csv
 from stages.lib.report.draw import baseline, canvas, frontier, legend, png
 from stages.lib.report.page import Block, Figure, Note, Section, Table, Text, to_markdown
 from stages.lib.run.log import Log
+from stages.lib.run.start import run
 from stages.lib.stats.equal_l0 import as_text, key, matched_values, means
 from stages.lib.stats.intervals import t_interval
 from synthetic.recovery import N_GROUPS

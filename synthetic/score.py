@@ -30,13 +30,13 @@ from torch import Tensor
 from stages.lib.activations.store import Store, open_store
 from stages.lib.fidelity.measures import Fidelity, Moments, l0_statistics, squared_distance
 from stages.lib.io import params, tensors
-from stages.lib.io.errors import run
 from stages.lib.io.files import read_json
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
 from stages.lib.run.log import Log
 from stages.lib.run.machine import device
 from stages.lib.run.parallel import side_by_side
+from stages.lib.run.start import run
 from stages.lib.sae.members import Member, cell, members
 from stages.lib.sae.saved import load_sae
 from stages.lib.sae.selection import Active
@@ -63,7 +63,7 @@ class Settings(NamedTuple):
     seeds: list[int]
 
 
-def settings(_arm: str) -> Settings:
+def settings() -> Settings:
     """The settings."""
     return Settings(params.read("score", ScoreParams), params.read("train.seeds", list[int]))
 
@@ -188,7 +188,7 @@ def score(scored: list[Scored], store: Store, centre: Float[Tensor, " d_in"], lo
 
 def main(arm: str) -> None:
     """Score the SAEs of an arm."""
-    own, seeds = settings(arm)
+    own, seeds = settings()
     store, truth = open_store(REVISION), load_truth(TRUTH / REVISION)
     scored = [Scored(one, truth, store.mean.to(device()), own.match_cosine) for one in members(arm, seeds)]
     with Log(f"score@{arm}", store.n_rows("test"), "token") as log:

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.lib.io import params, tensors
+from stages.lib.io import tensors
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.sae.saved import save_sae
+from tests.settings import write_params
 
 ARMS = {"relu": "main", "topk": "main", "frozen_decoder": "main", "untrained": "untrained"}
 SEEDS = [0, 1, 2]
@@ -36,12 +37,6 @@ compare:
   seed: 0
 report: {arm: topk, n_features: 3, n_contexts: 2, n_tokens: 24, headline: [fvu, cc_coverage, delta_ce]}
 """
-
-
-def write_params(text: str | None = None) -> None:
-    """Write params.yaml in the working directory."""
-    Path("params.yaml").write_text(text or PARAMS)
-    params._document.cache_clear()
 
 
 def unit(n: int, seed: int) -> torch.Tensor:
@@ -272,7 +267,7 @@ def write_details() -> None:
 
 def write_all() -> None:
     """Everything that the report reads but what compare writes."""
-    write_params()
+    write_params(PARAMS)
     write_summaries()
     write_training()
     write_text()

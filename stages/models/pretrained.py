@@ -13,7 +13,6 @@ import re
 import sys
 from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -24,9 +23,9 @@ from pydantic import AfterValidator
 from stages.lib.io.errors import UserError
 from stages.lib.io.params import Params
 from stages.lib.run import seeds
+from stages.lib.run.hub import answered, gated, limit_waiting, unknown
 
 if TYPE_CHECKING:
-    from httpx2 import Client, Request
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARIES = ["tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model"]
@@ -163,25 +162,6 @@ def fetch(repository: str, revision: str | None, patterns: list[str], setting: s
         raise UserError(f"model.name is {repository!r}{refusal(repository, error)}") from None
 
 
-@cache
-def limit_waiting() -> None:
-    """Let the hub's library give up on a hub that never answers: for the list of a repository's files it would not."""
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-
-    def limit(request: "Request") -> None:
-        given = request.extensions["timeout"]
-        limits = {kind: seconds or constants.HF_HUB_DOWNLOAD_TIMEOUT for kind, seconds in given.items()}
-        request.extensions = {**request.extensions, "timeout": limits}
-
-    def client() -> "Client":
-        made: Client = default_client_factory()
-        made.event_hooks["request"].append(limit)
-        return made
-
-    set_client_factory(client)
-
-
 def refusal(repository: str, error: Exception) -> str:
     """The end of a message about a repository that cannot be fetched."""
     import httpx2
@@ -191,21 +171,15 @@ def refusal(repository: str, error: Exception) -> str:
     # The library turns most errors into one that says that the files are not in its cache either.
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     if isinstance(cause, errors.GatedRepoError):
-        page = f"{hub}/{repository}"
-        return f", which is gated: accept its terms at {page} and set HF_TOKEN to a token of the account that did"
+        return gated(repository)
     if isinstance(cause, errors.RepositoryNotFoundError):
-        private = "or it is private and HF_TOKEN has no token for it"
-        return f": {hub} has no such model, {private}{similar(repository)}"
+        return f"{unknown('model')}{similar(repository)}"
     if isinstance(cause, errors.HFValidationError):
         return f", which is neither a directory nor a possible hub id{similar(repository)}"
     if isinstance(cause, errors.OfflineModeIsEnabled):
         return ": the cache does not have all of it, and HF_HUB_OFFLINE is set; unset it to fetch the model"
     if isinstance(cause, errors.HfHubHTTPError):
-        status = cause.response.status_code
-        answer = f": {hub} answers {status} {cause.response.reason_phrase}"
-        if status == 401:
-            return f"{answer}: it does not know the token in HF_TOKEN (or that of `hf auth login`)"
-        return f"{answer}; try again later" if status == 429 or status >= 500 else answer
+        return answered(cause)
     if isinstance(cause, httpx2.TimeoutException):
         limits = "HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds)"
         return f": {hub} did not answer in time; try again, or raise {limits}"

@@ -13,15 +13,13 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
 
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import write_text
@@ -32,6 +30,9 @@ from stages.lib.run import seeds
 from stages.lib.run.log import Log
 from stages.lib.run.machine import device
 from stages.lib.run.resume import Resume, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 END_ID = 0
@@ -84,9 +85,10 @@ def check(params: ModelParams) -> None:
         raise UserError(f"model.scratch.revisions has {late[0]}: it must be below steps = {params.steps}")
 
 
-def train_tokenizer(texts: Iterator[str], d_vocab: int, n_ctx: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterator[str], d_vocab: int, n_ctx: int) -> "PreTrainedTokenizerFast":
     """Byte-level BPE with the end-of-text token as token 0; any text can be encoded and decoded without loss."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -103,7 +105,7 @@ def train_tokenizer(texts: Iterator[str], d_vocab: int, n_ctx: int) -> PreTraine
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: Iterator[str], limit: int | None = None) -> tuple[Tensor, int]:
+def encode(tokenizer: "PreTrainedTokenizerFast", texts: Iterator[str], limit: int | None = None) -> tuple[Tensor, int]:
     """Texts as one stream of tokens, each followed by `END_ID`, and their characters; stops after `limit` tokens."""
     parts: list[np.ndarray] = []
     n_tokens = n_characters = 0
@@ -151,8 +153,10 @@ def rate(params: ModelParams, step: int) -> float:
     return min(1.0, (step + 1) / warm, left)
 
 
-def initial_model(params: ModelParams, seed: int) -> LlamaForCausalLM:
+def initial_model(params: ModelParams, seed: int) -> "LlamaForCausalLM":
     """The untrained model; one seed gives the same weights whatever ran before."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=params.d_vocab,
         hidden_size=params.d_model,
@@ -172,14 +176,14 @@ def initial_model(params: ModelParams, seed: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def loss(model: LlamaForCausalLM, tokens: Int[Tensor, "window n_ctx"], precision: str) -> Float[Tensor, ""]:
+def loss(model: "LlamaForCausalLM", tokens: Int[Tensor, "window n_ctx"], precision: str) -> Float[Tensor, ""]:
     """Mean next-token cross-entropy, in nats."""
     with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(input_ids=tokens, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def optimizers(model: LlamaForCausalLM, params: ModelParams) -> list[torch.optim.Optimizer]:
+def optimizers(model: "LlamaForCausalLM", params: ModelParams) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings and norms, each with its learning rate kept as `base_lr`."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     chosen = {id(p) for p in matrices}
@@ -194,7 +198,7 @@ def optimizers(model: LlamaForCausalLM, params: ModelParams) -> list[torch.optim
     return both
 
 
-def heldout_loss(model: LlamaForCausalLM, stream: Int[Tensor, " token"], params: ModelParams) -> float:
+def heldout_loss(model: "LlamaForCausalLM", stream: Int[Tensor, " token"], params: ModelParams) -> float:
     """Nats per token over the held-out stream in windows of n_ctx, in float32."""
     span = params.n_ctx - 1
     starts = np.arange((len(stream) - span) // span + 1) * span
@@ -208,14 +212,14 @@ def heldout_loss(model: LlamaForCausalLM, stream: Int[Tensor, " token"], params:
     return float(torch.stack(losses).double().sum() / len(starts))
 
 
-def save_revision(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+def save_revision(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast", directory: Path) -> None:
     """Write the model as a Hugging Face directory, in float16: half the size, and no measurable change of the loss."""
     copy.deepcopy(model).half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
 def step(
-    model: LlamaForCausalLM, both: list[torch.optim.Optimizer], tokens: Tensor, params: ModelParams, factor: float
+    model: "LlamaForCausalLM", both: list[torch.optim.Optimizer], tokens: Tensor, params: ModelParams, factor: float
 ) -> Float[Tensor, ""]:
     """One optimiser step; returns the loss before it."""
     for optimizer in both:
@@ -231,7 +235,7 @@ def step(
 
 
 def train(
-    model: LlamaForCausalLM, stream: Int[Tensor, " token"], params: ModelParams, seed: int, resume: Resume
+    model: "LlamaForCausalLM", stream: Int[Tensor, " token"], params: ModelParams, seed: int, resume: Resume
 ) -> tuple[list[float], dict[int, dict[str, Tensor]]]:
     """Train in place; returns the loss of each step and the weights at the steps that `revisions` names."""
     both = optimizers(model, params)
@@ -275,7 +279,7 @@ def curve(losses: list[float], params: ModelParams) -> str:
 
 
 def measure(
-    model: LlamaForCausalLM, untrained: LlamaForCausalLM, streams: Streams, params: ModelParams
+    model: "LlamaForCausalLM", untrained: "LlamaForCausalLM", streams: Streams, params: ModelParams
 ) -> dict[str, Any]:
     """Held-out loss of the stored (rounded) model, the untrained one and n-gram models, per token and character."""
     per_token = {
@@ -294,6 +298,34 @@ def measure(
     }
 
 
+def read_streams(tokenizer: "PreTrainedTokenizerFast", texts: list[str], params: ModelParams, seed: int) -> Streams:
+    """The training texts and the held-out ones as tokens.
+
+    Raises:
+        UserError: if there are too few for one batch or one held-out window.
+    """
+    stream, _ = encode(tokenizer, iter(texts))
+    heldout, heldout_characters = encode(tokenizer, heldout_texts(seed), params.n_heldout)
+    needed = (params.batch_size + 1) * params.n_ctx
+    if min(len(stream) - needed, len(heldout) - params.n_ctx) < 0:
+        raise UserError(
+            f"model.scratch needs {needed} training and {params.n_ctx} held-out tokens, the corpus has {len(stream)} "
+            f"and {len(heldout)}: give more text or lower model.scratch.batch_size or n_ctx"
+        )
+    return Streams(stream, heldout, heldout_characters)
+
+
+def measure_stored(directory: Path, streams: Streams, params: ModelParams, where: torch.device) -> dict[str, Any]:
+    """What `measure` says of the model and the untrained one as they were written."""
+    from transformers import LlamaForCausalLM
+
+    stored, untrained = (
+        LlamaForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").to(where)
+        for path in (directory, directory / "revisions" / "untrained")
+    )
+    return measure(stored, untrained, streams, params)
+
+
 def build(
     name: str | None, revision: str | None, params: ModelParams, seed: NonNegativeInt, directory: Path
 ) -> dict[str, Any]:
@@ -302,6 +334,8 @@ def build(
     Raises:
         UserError: for a name or revision, which only a pretrained model has, or for too little text.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     if name is not None or revision is not None:
         raise UserError(
             "model.name and model.revision are for model.source: pretrained; with scratch they must be null"
@@ -311,32 +345,20 @@ def build(
     torch.set_num_threads(params.threads)
     texts = [document.text for document in read_documents("lm_train")]
     tokenizer = train_tokenizer(iter(texts), params.d_vocab, params.n_ctx)
-    stream, _ = encode(tokenizer, iter(texts))
-    heldout, heldout_characters = encode(tokenizer, heldout_texts(seed), params.n_heldout)
-    needed = (params.batch_size + 1) * params.n_ctx
-    if min(len(stream) - needed, len(heldout) - params.n_ctx) < 0:
-        raise UserError(
-            f"model.scratch needs {needed} training and {params.n_ctx} held-out tokens, the corpus has {len(stream)} "
-            f"and {len(heldout)}: give more text or lower model.scratch.batch_size or n_ctx"
-        )
+    streams = read_streams(tokenizer, texts, params, seed)
     where = device()
     model = initial_model(params, seed).to(where)
     save_revision(model, tokenizer, directory / "revisions" / "untrained")
     inputs = [CORPUS / "lm_train.jsonl", CORPUS / "test.jsonl"]
     with Resume("model", fingerprint((params, seed, where.type), inputs)) as resume:
-        losses, kept = train(model, stream, params, seed, resume)
+        losses, kept = train(model, streams.train, params, seed, resume)
         save_revision(model, tokenizer, directory)
         for index, weights in kept.items():
             snapshot = initial_model(params, seed)
             snapshot.load_state_dict(weights)
             save_revision(snapshot, tokenizer, directory / "revisions" / f"step-{index}")
         write_text(directory / "training.csv", curve(losses, params))
-        streams = Streams(stream, heldout, heldout_characters)
-        stored, untrained = (
-            LlamaForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").to(where)
-            for path in (directory, directory / "revisions" / "untrained")
-        )
-        facts = measure(stored, untrained, streams, params)
+        facts = measure_stored(directory, streams, params, where)
         resume.clear()
     n_parameters = sum(p.numel() for p in model.parameters())
     tokens = params.steps * params.batch_size * (params.n_ctx - 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from stages.lib.io.errors import UserError
 from stages.lib.sae import base
 from stages.lib.sae.batch_topk import BatchSAE, keep_largest, largest_of_batch
-from stages.lib.sae.pairs import nested, which_fired, write_bias_gradient, write_sums
+from stages.lib.sae.pairs import Backward, nested, which_fired, write_bias_gradient, write_sums
 from stages.lib.sae.topk import TopKParams, add_auxk_gradients, auxk
 
 
@@ -78,7 +78,7 @@ class Variant(BatchSAE):
         # A feature is in its own dictionary and in all larger ones, so it sees the sum of their errors.
         errors, squares, slope = nested(self, x, pairs, codes, ends)
         by_group = squares / len(x)
-        write_sums(self, x, pairs, codes * scale, slope.mul_(scale), errors, ends)
+        write_sums(self, x, Backward(pairs, codes * scale, slope.mul_(scale)), errors, ends)
         write_bias_gradient(self, errors[0].sum(0).mul_(scale))
         revival = add_auxk_gradients(self, x, errors[-1], self.params.aux_coefficient)
         return base.Losses(

@@ -14,20 +14,17 @@ import logging
 import sys
 import zlib
 from collections.abc import Iterator
-from functools import cache
 from itertools import islice
 from lzma import LZMAError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt
 
 from stages.lib.io.errors import UserError, nearest
 from stages.lib.io.params import Params
 from stages.lib.language.documents import Document
-
-if TYPE_CHECKING:
-    from httpx2 import Client, Request
+from stages.lib.run.hub import answered, gated, limit_waiting, unknown
 
 
 class SourceParams(Params):
@@ -79,7 +76,7 @@ def _rows(params: SourceParams, what: str) -> Iterator[dict[str, Any]]:
     hub_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    _limit_waiting()
+    limit_waiting()
     rows = datasets.load_dataset(
         params.name, params.config, split=params.split, revision=params.revision, streaming=params.streaming
     )
@@ -103,40 +100,19 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
     return text
 
 
-@cache
-def _limit_waiting() -> None:
-    """Let the hub's library give up on a hub that never answers: for the list of a repository's files it would not."""
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-
-    def limit(request: "Request") -> None:
-        given = request.extensions["timeout"]
-        limits = {kind: seconds or constants.HF_HUB_DOWNLOAD_TIMEOUT for kind, seconds in given.items()}
-        request.extensions = {**request.extensions, "timeout": limits}
-
-    def client() -> "Client":
-        made: Client = default_client_factory()
-        made.event_hooks["request"].append(limit)
-        return made
-
-    set_client_factory(client)
-
-
 def _refusal(params: SourceParams, error: Exception, number: int) -> str:
     """The end of a message about a data set that cannot be read, or not beyond `number` rows."""
     from datasets import config
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import constants, errors
 
-    hub = constants.ENDPOINT
     causes = list(_causes(error))
     if isinstance(error, DatasetNotFoundError):
         if "is a gated dataset" in str(error):
-            page = f"{hub}/datasets/{params.name}"
-            return f", which is gated: accept its terms at {page} and set HF_TOKEN to a token of the account that did"
+            return gated(f"datasets/{params.name}")
         if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
             return f": corpus.hf_dataset.revision: it has no branch, tag or commit {params.revision!r}"
-        return f": {hub} has no such data set, or it is private and HF_TOKEN has no token for it"
+        return unknown("data set")
     where = f" after row {number - 1}" if number else ""
     if isinstance(error, ConnectionError) and config.HF_HUB_OFFLINE:
         return ": the cache does not have it, and HF_HUB_OFFLINE is set; unset it to fetch the data set"
@@ -144,14 +120,10 @@ def _refusal(params: SourceParams, error: Exception, number: int) -> str:
     answers = [cause for cause in causes if isinstance(cause, errors.HTTPError) and not isinstance(cause, absent)]
     cause = next(iter(answers), error)
     if isinstance(cause, errors.HfHubHTTPError):
-        status = cause.response.status_code
-        answer = f": {hub} answers {status} {cause.response.reason_phrase}{where}"
-        if status == 401:
-            return f"{answer}: it does not know the token in HF_TOKEN (or that of `hf auth login`)"
-        return f"{answer}; try again later" if status == 429 or status >= 500 else answer
+        return answered(cause, where)
     if isinstance(cause, (errors.HTTPError, ConnectionError)):
         why = " ".join(f"{type(cause).__name__}: {cause}".split())
-        return f": {hub} cannot be reached, or the connection broke off{where} ({why}); run it again"
+        return f": {constants.ENDPOINT} cannot be reached, or the connection broke off{where} ({why}); run it again"
     told = error.__cause__ or error  # the cause of an error in "generating" a data set is what is wrong
     chosen = f"config {params.config!r}, split {params.split!r}"
     return f", {chosen}: it cannot be read{where} ({' '.join(str(told).split())})"

@@ -5,24 +5,8 @@ import pytest
 import torch
 
 from stages.lib.activations.batches import normalised_batches, read_batch, starts
-
-
-class Numbered:
-    """Row i is (i, -i)."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.reads: list[tuple[int, int]] = []
-
-    def n_rows(self, split: str) -> int:
-        assert split == "train"
-        return self.n
-
-    def rows(self, split: str, start: int, stop: int) -> torch.Tensor:
-        assert split == "train" and 0 <= start <= stop <= self.n
-        self.reads.append((start, stop))
-        number = torch.arange(start, stop).float()
-        return torch.stack([number, -number], 1)
+from stages.lib.activations.store import Scaling
+from tests.worlds import Numbered
 
 
 def numbers(store: Numbered, seed: int, step: int, size: int) -> list[int]:
@@ -64,10 +48,10 @@ def test_seed_and_epoch_change_the_order_and_nothing_else_does() -> None:
 
 
 def test_normalises_and_goes_on_anywhere() -> None:
-    store, mean = Numbered(20), torch.tensor([1.0, 2.0])
-    whole = list(normalised_batches(store, mean, 4.0, seed=3, size=6, first=0, stop=7))
+    store, scaling = Numbered(20), Scaling(torch.tensor([1.0, 2.0]), 4.0)
+    whole = list(normalised_batches(store, scaling, seed=3, size=6, steps=range(7)))
     assert len(whole) == 7
     raw = read_batch(store, 3, 5, 6)
-    assert torch.equal(whole[5], (raw - mean) / 4)
-    rest = list(normalised_batches(store, mean, 4.0, seed=3, size=6, first=4, stop=7))
+    assert torch.equal(whole[5], (raw - scaling.mean) / 4)
+    rest = list(normalised_batches(store, scaling, seed=3, size=6, steps=range(4, 7)))
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))

@@ -9,7 +9,7 @@ from stages import activations as stage
 from stages.lib.activations.store import activation_settings, check_settings, open_store
 from stages.lib.io.errors import UserError
 from stages.lib.language.model import MODEL, check_weights
-from tests.stages.test_activations import configure, workspace  # noqa: F401
+from tests.extraction import configure
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from tests.stages.test_activations import configure, workspace  # noqa: F401
         ("seed", 1),
     ],
 )
-def test_other_settings(workspace: Path, name: str, value: object) -> None:  # noqa: F811
+def test_other_settings(workspace: Path, name: str, value: object) -> None:
     configure(revisions=["main"])
     stage.main()
     check_settings(open_store("main"), activation_settings())
@@ -32,7 +32,7 @@ def test_other_settings(workspace: Path, name: str, value: object) -> None:  # n
         check_settings(open_store("main"), activation_settings())
 
 
-def test_other_weights(workspace: Path) -> None:  # noqa: F811
+def test_other_weights(workspace: Path) -> None:
     stage.main()
     for revision in ("main", "untrained"):
         store = open_store(revision)

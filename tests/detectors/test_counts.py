@@ -8,7 +8,6 @@ from sklearn import metrics
 from stages.lib.detectors.counts import Confusion, Predictions, detect, f1, joint_counts, mcc
 from stages.lib.detectors.firings import PART, encoded_firings, firings, largest, level_of, maxima
 from stages.lib.detectors.label_sums import in_words, members
-from stages.lib.stats.correlation import auroc
 
 GENERATOR = np.random.default_rng(0)
 
@@ -175,15 +174,3 @@ def test_resampled_f1_repeats_documents() -> None:
     expected = [metrics.f1_score(labels[rows, c], predicted[rows, c]) for c in range(3)]
     assert predictions.resampled_f1(np.array([[2, 0, 1]]))[0] == pytest.approx(expected)
     assert predictions.resampled_f1(np.ones((1, 3), int))[0] == pytest.approx(predictions.f1())
-
-
-def test_auroc_agrees_with_scikit_learn_with_ties() -> None:
-    scores = GENERATOR.integers(0, 5, (3, 40)).astype(float)
-    positive = GENERATOR.random((3, 40)) < 0.4
-    expected = [metrics.roc_auc_score(p, s) for p, s in zip(positive, scores, strict=True)]
-    assert auroc(scores, positive) == pytest.approx(expected)
-
-
-def test_auroc_by_hand() -> None:
-    # Of the four pairs two are right, one is a tie.
-    assert auroc(np.array([1.0, 2.0, 2.0, 3.0]), np.array([True, False, True, False])) == pytest.approx(0.5 / 4)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages.lib.features.matching import best_cosines, contrast, match, random_directions, shared_fraction
+from stages.lib.features.matching import (
+    best_cosines,
+    contrast,
+    match,
+    random_directions,
+    shared_fraction,
+    stability,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -60,6 +67,12 @@ def test_best_cosine_and_shared_fraction_by_hand() -> None:
     best = best_cosines(left, torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
     assert best.tolist() == pytest.approx([1.0, 0.8, -0.6])
     assert shared_fraction(best, [0.5, 0.9]) == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_stability_is_the_best_of_all_other_dictionaries() -> None:
+    own, turned = torch.eye(2), torch.tensor([[0.8, 0.6], [-1.0, 0.0]])
+    assert stability(own, [turned, -torch.eye(2)]).tolist() == pytest.approx([0.8, 0.6])
+    assert np.isnan(stability(own, [])).all()
 
 
 def matrix(within: float, between: float, arms: list[int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from stages.lib.features.relation import (
     partial_spearman,
     relation,
 )
-from stages.lib.features.specialisation import Tally, calibrated, plugin_entropy, purity, rarefied_entropy
+from stages.lib.features.specialisation import Tally, plugin_entropy, purity, rarefied_entropy
 from stages.lib.stats.correlation import spearman
 
 
@@ -92,13 +92,6 @@ def test_equal_token_distributions_correlate_with_frequency_only_in_the_plugin()
     assert (spearman(log_n, plugin) or 0) > 0.95
     assert (spearman(log_n, normalised) or 0) < -0.4
     assert abs(spearman(log_n, rarefied) or 1) < 0.15
-
-
-def test_calibration_by_hand() -> None:
-    assert calibrated(np.array([1.0, 0.2, 0.6, 0.1]), np.array([0.2, 0.2, 0.2, 0.2])) == pytest.approx(
-        [1, 0, 0.5, -0.125]
-    )
-    assert calibrated(np.array([1.0]), np.array([1.0]))[0] == 0
 
 
 def test_purity_by_hand() -> None:

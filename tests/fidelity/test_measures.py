@@ -8,7 +8,6 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.metrics import r2_score
 
-from stages.lib.fidelity.gate import sanity_failures
 from stages.lib.fidelity.measures import (
     Fidelity,
     Moments,
@@ -201,30 +200,3 @@ def test_token_means_by_hand_with_back_off() -> None:
     means.add(torch.tensor([[8.0]]), torch.tensor([2], dtype=torch.int32))
     # Tokens 1 and 3 were never seen: the mean of all three rows.
     assert means.table().flatten().tolist() == [2.0, 4.0, 8.0, 4.0]
-
-
-SOUND = {"fvu": 0.3, "density": 0.05, "fvu_unigram": 0.6, "fvu_pca": 0.5}
-
-
-def test_a_sound_sae_passes_the_gate() -> None:
-    assert sanity_failures("topk", SOUND) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"fvu": 0.95, "fvu_unigram": 1.0, "fvu_pca": 1.0}, "topk: test FVU 0.950 is not below 0.95"),
-        ({"density": 0.51}, "topk: 51% of the features are active at a token, more than 50%"),
-        ({"fvu_unigram": 0.3}, "topk: test FVU 0.300 does not beat the mean activation by token, 0.300"),
-        ({"fvu_pca": 0.2}, "topk: test FVU 0.300 does not beat PCA of the rank of its L0, 0.200"),
-    ],
-)
-def test_the_gate_says_what_is_wrong(change: dict[str, float], message: str) -> None:
-    assert sanity_failures("topk", SOUND | change) == [message]
-
-
-def test_the_gate_stops_the_table_of_a_dense_code_that_explains_nothing() -> None:
-    # FVU .987 at 27.87 % zeros, and FVU 1.043.
-    dense = {"fvu": 0.987, "density": 0.7213, "fvu_unigram": 0.9, "fvu_pca": 0.9}
-    assert len(sanity_failures("relu", dense)) == 4
-    assert len(sanity_failures("topk", dense | {"fvu": 1.043, "density": 0.02})) == 3

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 from pydantic import PositiveInt
 
 from stages.lib.io import params
-from stages.lib.io.errors import UserError, nearest, run
+from stages.lib.io.errors import UserError, nearest
+from tests.settings import write_params
 
 
 class Inner(params.Params):
@@ -14,20 +17,8 @@ class Outer(params.Params):
     inner: Inner
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def write(text):
-        params._document.cache_clear()
-        (tmp_path / "params.yaml").write_text(text)
-
-    yield write
-    params._document.cache_clear()
-
-
-def test_reads_yaml_1_2_as_dvc_does(write):
-    write("a: {lr: 1e-3, inner: {k: 4}}\nb: no\n")
+def test_reads_yaml_1_2_as_dvc_does(project: Path) -> None:
+    write_params("a: {lr: 1e-3, inner: {k: 4}}\nb: no\n")
     assert params.read("a", Outer) == Outer(lr=0.001, inner=Inner(k=4))
     assert params.read("a.inner.k", int) == 4
     assert params.value("b") == "no"
@@ -45,15 +36,13 @@ def test_reads_yaml_1_2_as_dvc_does(write):
         ("a: [", r"params\.yaml is not readable YAML"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(write, text, message):
-    write(text)
+def test_what_is_wrong_is_said_in_one_line(project: Path, text: str, message: str) -> None:
+    write_params(text)
     with pytest.raises(UserError, match=message):
         params.read("a", Outer)
 
 
-def test_a_missing_file_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    params._document.cache_clear()
+def test_a_missing_file_is_named(project: Path) -> None:
     with pytest.raises(UserError, match=r"params\.yaml does not exist; run from the root"):
         params.value("a")
 
@@ -61,15 +50,3 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch):
 def test_nearest_names_the_closest_and_all():
     assert nearest("tok", ["topk", "relu"]) == "; did you mean 'topk'? (known: relu, topk)"
     assert nearest("xyz", ["topk"]) == " (known: topk)"
-
-
-def test_an_error_of_the_user_is_one_line_and_exit_status_1(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["stage", "topk"])
-
-    def main(arm):
-        raise UserError(f"{arm} is\nwrong")
-
-    with pytest.raises(SystemExit) as stop:
-        run(main)
-    assert stop.value.code == 1
-    assert capsys.readouterr().err == "error: topk is wrong\n"

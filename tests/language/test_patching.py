@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.lib.fidelity.cross_entropy import joined, spread, window_sums
+from stages.lib.fidelity.cross_entropy import Site, joined, spread, window_sums
 from stages.lib.io.errors import UserError
 from stages.lib.language import patching
 from stages.lib.language.patching import (
@@ -153,7 +153,7 @@ def test_index_batches() -> None:
 
 def test_an_exact_reconstruction_costs_nothing(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
     mean = torch.zeros(D_IN)
-    sums = window_sums(model, HOOK, tokens, valid, mean, [identity()], torch.Generator())
+    sums = window_sums(Site(model, HOOK, mean), tokens, valid, [identity()], torch.Generator())
     assert sums.n.tolist() == [10, 5, 0]
     np.testing.assert_allclose(sums.sae[0], sums.clean, atol=1e-4)
     np.testing.assert_allclose(sums.random_error[0], sums.clean, atol=1e-4)
@@ -169,7 +169,7 @@ def test_sums_equal_a_run_with_hooks(model: Any, tokens: torch.Tensor, valid: to
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(D_IN, 8, generator=generator)
     one = SAE("topk", weights, torch.zeros(8), weights.T.contiguous(), torch.ones(D_IN), None, 2, {})
-    sums = window_sums(model, HOOK, tokens, valid, torch.ones(D_IN), [identity(), one], torch.Generator())
+    sums = window_sums(Site(model, HOOK, torch.ones(D_IN)), tokens, valid, [identity(), one], torch.Generator())
 
     def replaced(activation: torch.Tensor, hook: Any) -> torch.Tensor:
         result = one.decode(one.encode(activation))
@@ -187,9 +187,9 @@ def test_sums_equal_a_run_with_hooks(model: Any, tokens: torch.Tensor, valid: to
 
 def test_joined_batches_equal_one(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
     mean = torch.ones(D_IN)
-    whole = window_sums(model, HOOK, tokens, valid, mean, [identity()], torch.Generator())
+    whole = window_sums(Site(model, HOOK, mean), tokens, valid, [identity()], torch.Generator())
     parts = [
-        window_sums(model, HOOK, tokens[rows], valid[rows], mean, [identity()], torch.Generator())
+        window_sums(Site(model, HOOK, mean), tokens[rows], valid[rows], [identity()], torch.Generator())
         for rows in index_batches(3, 2)
     ]
     for name, values in joined(parts)._asdict().items():
@@ -200,7 +200,7 @@ def test_joined_batches_equal_one(model: Any, tokens: torch.Tensor, valid: torch
 def test_window_loss_is_zero_at_the_clean_activation(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
     loss = WindowLoss(model, HOOK, tokens, valid, batch=2)
     assert loss(loss.x, torch.arange(3)).abs().max() < 1e-4
-    sums = window_sums(model, HOOK, tokens, valid, torch.zeros(D_IN), [identity()], torch.Generator())
+    sums = window_sums(Site(model, HOOK, torch.zeros(D_IN)), tokens, valid, [identity()], torch.Generator())
     x = substitute(loss.x, torch.zeros(int(valid.sum()), D_IN), valid)
     np.testing.assert_allclose(loss(x, torch.arange(3)), sums.zero - sums.clean, atol=1e-4)
 

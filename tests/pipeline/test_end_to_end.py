@@ -12,12 +12,29 @@ from ruamel.yaml import YAML
 
 from stages.lib.io import plugins
 from stages.lib.io.errors import nearest
+from stages.lib.run.code import RECORDS
 from tests import toy
 
 pytestmark = pytest.mark.slow
 ARMS = ["topk", "untrained"]
 ANALYSES = ["evaluate", "frequency", "emergence", "attribution", "interpret"]
 RUNS = "Running stage '"
+LOADED = "loaded"
+SITE = f"""
+import atexit, os, sys
+
+def write():
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    if specification is not None and specification.name.startswith("stages."):
+        modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in ("stages", "__main__")]
+        files = sorted({{file for module in modules if (file := getattr(module, "__file__", None))}})
+        name = "-".join([specification.name.rpartition(".")[2], *sys.argv[1:]])
+        os.makedirs("{LOADED}", exist_ok=True)
+        open(f"{LOADED}/{{name}}.txt", "w").write("\\n".join(files))
+
+atexit.register(write)
+"""
+"""Imported by each Python that starts: it keeps what files a stage has loaded when it ends."""
 
 
 def lock(directory: Path) -> dict[str, Any]:
@@ -46,7 +63,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
     """Two copies, each with an empty cache of its own, after their first `dvc repro`, and what that printed."""
     directories = [toy.make(tmp_path_factory.mktemp(name), ARMS) for name in ("toy", "again")]
     assert not any((directory / ".dvc/cache").exists() for directory in directories)
-    finished = [toy.finish(process) for process in [toy.start(copy, "dvc", "repro") for copy in directories]]
+    for directory in directories:  # so that the arms have methods of their own
+        toy.edit(directory, {"saes.untrained.variant": "batch_topk"})
+    watch = tmp_path_factory.mktemp("watch")
+    (watch / "sitecustomize.py").write_text(SITE)
+    finished = [
+        toy.finish(process)
+        for process in [toy.start(copy, "dvc", "repro", PYTHONPATH=str(watch)) for copy in directories]
+    ]
     for done in finished:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return [(copy, done.stdout + done.stderr) for copy, done in zip(directories, finished, strict=True)]
@@ -56,6 +80,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
 def whole(both: list[tuple[Path, str]]) -> tuple[Path, str]:
     """The first of them."""
     return both[0]
+
+
+@pytest.fixture
+def copy(whole: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the finished copy, with its cache, for a test that changes outputs."""
+    return Path(shutil.copytree(whole[0], tmp_path / "copy", symlinks=True))
 
 
 @pytest.fixture
@@ -136,10 +166,11 @@ def declared() -> dict[str, set[str]]:
 
 
 def must_run(path: str, lists: dict[str, set[str]], before: set[str]) -> set[str]:
-    """The stages that list the setting or a section it is in, those that came into being with it, and the check."""
+    """The stages that list the setting or a section it is in, those that came into being with it, and the check.
+
+    Which method or source a stage loads changes its record of code too, but only once `check` has run.
+    """
     found = {"check"} | (set(lists) - before)
-    if path.endswith(".variant"):
-        found.add(f"method@{path.split('.')[1]}")
     return found | {
         name for name, own in lists.items() if any(path == one or path.startswith(f"{one}.") for one in own)
     }
@@ -170,6 +201,20 @@ def test_a_copy_with_an_empty_cache_gives_the_same_bytes(both: list[tuple[Path, 
     (first, _), (second, _) = both
     assert hashes(first) == hashes(second)
     assert len(hashes(first)) > 30
+
+
+def test_the_benchmark_inside_leaves_dvc_s_other_commands_alone(copy: Path) -> None:
+    assert (copy / "synthetic/dvc.yaml").exists() and not (copy / "synthetic/data/train").exists()
+    identity = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
+    for words in (["add", "-A"], [*identity, "commit", "-q", "-m", "Run"]):
+        assert toy.run(copy, "git", *words).returncode == 0
+    for words in (["status"], ["checkout"], ["exp", "run", "-q", "-n", "fewer", "-S", "report.n_features=2"]):
+        done = toy.run(copy, "dvc", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert toy.run(copy, "git", "checkout", "-q", ".").returncode == 0
+    done = toy.run(copy, "dvc", "exp", "apply", "fewer")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "n_features: 2" in (copy / "params.yaml").read_text()
 
 
 BAD: list[tuple[str, Any, str]] = [
@@ -213,12 +258,13 @@ def with_setting(document: Any, path: str, value: Any) -> None:
 CHECKS = """
 import sys
 from pathlib import Path
-from stages.lib.io import errors, params
+from stages.lib.io import params
+from stages.lib.run.start import run
 from stages.check import main
 for name in sys.argv[1:]:
     params.PARAMS_FILE = Path(name)
     try:
-        errors.run(lambda *_: main())
+        run(lambda *_: main())
         sys.stderr.write(f"{name}: no error\\n")
     except SystemExit as exit:
         sys.stderr.write(f"status {exit.code}\\n")
@@ -284,7 +330,121 @@ def test_an_sae_that_explains_nothing_gives_no_table(settled: Path) -> None:
     assert (settled / "reports/compare/matched.json").read_bytes() == table
 
 
-def test_another_k_re_runs_that_arm_and_what_joins_the_arms(settled: Path) -> None:
-    toy.edit(settled, {"saes.topk.l0": [2, 4, 9]})
+def test_another_k_re_runs_that_arm_and_what_joins_the_arms(copy: Path) -> None:
+    toy.edit(copy, {"saes.topk.l0": [2, 4, 9]})
     arm = {"train@topk-0", "train@topk-1", *(f"{stage}@topk" for stage in ANALYSES)}
-    assert ran(repro(settled)) == {"check", *arm, "embed", "compare", "report"}
+    assert ran(repro(copy)) == {"check", *arm, "embed", "compare", "report"}
+
+
+def test_what_a_stage_loads_is_what_is_recorded_of_it(whole: tuple[Path, str]) -> None:
+    directory, _ = whole
+    seen = set()
+    for path in (directory / LOADED).iterdir():
+        stage, *arguments = path.stem.split("-")
+        files = {Path(file).resolve() for file in path.read_text().splitlines()}
+        loaded = {file.relative_to(directory.resolve()).as_posix() for file in files if file.stat().st_size > 0}
+        if stage != "check":
+            record = directory / RECORDS / (f"train-{arguments[0]}.json" if stage == "train" else f"{stage}.json")
+            assert loaded == set(json.loads(record.read_text())["files"]), path.stem
+        seen.add(stage)
+    assert seen == {path.stem for path in (directory / "stages").glob("*.py")} - {"__init__"}
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+CODE = "UNUSED = 1\n"
+WORDS = {
+    "stages/lib/run/log.py": "# A comment.\n",
+    "stages/lib/sae/base.py": '"""What stands alone as a string, as docstrings do."""\n',
+}
+NEW = {
+    "stages/saes/mine.py": "from stages.saes.topk import *\n",
+    "stages/sources/mine.py": CODE,
+    "stages/lib/features/mine.py": CODE,
+}
+EDITS: list[tuple[dict[str, str], set[str]]] = [
+    (WORDS, set()),
+    (NEW, set()),
+    ({"stages/saes/relu.py": CODE, "stages/models/pretrained.py": CODE}, set()),  # chosen by no setting
+    ({"stages/saes/topk.py": CODE}, {"train@topk-0", "train@topk-1"}),
+    ({"stages/saes/batch_topk.py": CODE}, {"train@untrained-0", "train@untrained-1"}),
+    ({"stages/lib/emergence/trajectories.py": CODE}, {f"emergence@{arm}" for arm in ARMS}),
+    ({"stages/lib/report/draw.py": CODE, "stages/embed.py": CODE}, {"report", "embed"}),
+    ({"stages/sources/local_files.py": CODE}, {"corpus"}),
+]
+"""What is added to files (or what they are made of), and the stages that run because of it, besides `check`."""
+
+
+def would_run() -> set[str]:
+    with Repo() as repo:
+        return {stage.addressing for stage in repo.reproduce(dry=True)}
+
+
+def test_an_edit_re_runs_the_stages_whose_code_it_changes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    wrong = {}
+    for texts, stages in EDITS:
+        before = {name: (copy / name).read_bytes() if (copy / name).exists() else None for name in texts}
+        for name, text in texts.items():
+            (copy / name).touch()
+            append(copy / name, text)
+        done = toy.run(copy, "python", "-m", "stages.check")
+        assert done.returncode == 0, done.stderr
+        if (found := would_run()) != {"check"} | stages:
+            wrong[str(list(texts))] = found
+        for name, content in before.items():
+            (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
+    assert not wrong
+
+
+def test_another_version_of_a_package_re_runs_the_stages_that_import_it(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = next(
+        line for line in (copy / "requirements.txt").read_text().splitlines() if line.startswith("matplotlib==")
+    )
+    requirements = (copy / "requirements.txt").read_text().replace(pinned, "matplotlib==99.1")
+    (copy / "requirements.txt").write_text(requirements)
+    done = toy.run(copy, "python", "-m", "stages.check")
+    refused(done, f"requirements.txt pins matplotlib==99.1, but {pinned.partition('==')[2]} is installed")
+    information = tmp_path / "matplotlib-99.1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: matplotlib\nVersion: 99.1\n")
+    (information / "top_level.txt").write_text("matplotlib\n")
+    done = toy.run(copy, "python", "-m", "stages.check", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(copy)
+    assert would_run() == {"check", "report"}
+
+
+def test_a_new_analysis_re_runs_nothing_else(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    graph = (copy / "dvc.yaml").read_text()
+    analysis = "from stages.lib.io import params\n\ndef settings():\n    return params.read('novel', int)\n"
+    (copy / "stages/novel.py").write_text(analysis)
+    (copy / "dvc.yaml").write_text(
+        f"{graph}\n  novel:\n    cmd: python -m stages.novel\n    deps:\n      - {RECORDS}/novel.json\n"
+        "    params:\n      - novel\n    outs:\n      - data/novel\n"
+    )
+    append(copy / "params.yaml", "novel: 1\n")
+    done = toy.run(copy, "python", "-m", "stages.check")
+    assert done.returncode == 0, done.stderr
+    found = would_run()
+    (copy / "dvc.yaml").write_text(graph)
+    assert found == {"check", "novel"}
+
+
+def test_a_stage_started_alone_after_an_edit_says_that_it_is_not_what_is_recorded(copy: Path) -> None:
+    append(copy / "stages/lib/language/windows.py", CODE)
+    before = hashes(copy)
+    message = "stages/lib/language/windows.py is not what data/check/code/tokens.json records"
+    refused(toy.run(copy, "python", "-m", "stages.tokens"), message)
+    refused(toy.run(copy, "dvc", "repro", "-f", "-s", "tokens"), message)
+    assert hashes(copy) == before
+    append(copy / "stages/lib/io/errors.py", "# A comment is no other code.\n")
+    (copy / "stages/lib/language/windows.py").write_text(
+        (copy / "stages/lib/language/windows.py").read_text().removesuffix(CODE)
+    )
+    assert toy.run(copy, "python", "-m", "stages.tokens").returncode == 0

@@ -1,8 +1,9 @@
-"""`dvc.yaml` says what the code does: the files a stage imports, the settings it reads, what a change re-runs."""
+"""`dvc.yaml` says what the code does: the record of code and the settings of a stage, and what a change re-runs."""
 
 import inspect
 import shutil
 import subprocess
+import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from dvc.repo import Repo
 
 from stages import check
-from stages.lib.io import params, plugins
-from tests.closure import ROOT, closure
+from stages.lib.io import params
+from stages.lib.run.closure import records
+from stages.lib.run.code import RECORDS, ROOT
 
 
 @cache
@@ -41,61 +43,61 @@ def declared(name: str) -> set[str]:
     return {path for dep in stages()[name].deps if hasattr(dep, "params") for path in dep.params}
 
 
-def chosen(folder: str) -> str:
-    return {"sources": params.value("corpus.source"), "models": params.value("model.source")}[folder]
-
-
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     params._document.cache_clear()
 
 
+@cache
+def recorded() -> dict[str, Any]:
+    """The record of code of every stage, as `check` would write it."""
+    methods = {arm: section["variant"] for arm, section in params.value("saes").items()}
+    chosen = {"sources": params.value("corpus.source"), "models": params.value("model.source")}
+    return records([f"stages.{stage}" for stage in check.stage_names()], chosen, methods)
+
+
 @pytest.mark.parametrize("name", of_python())
-def test_a_stage_depends_on_exactly_the_files_it_imports(name: str) -> None:
-    module, _ = module_and_arguments(name)
-    listed = {path for path in dependencies(name) if path.endswith(".py") and path.startswith("stages/")}
-    if module == "check":  # it runs every stage's settings, so it depends on the whole folder
-        assert dependencies(name) == {"stages"}
+def test_a_stage_depends_on_its_record_of_code_and_lists_no_code(name: str) -> None:
+    module, arguments = module_and_arguments(name)
+    paths = dependencies(name)
+    if module == "check":  # it runs every stage's settings and reads every file, so it depends on the whole folder
+        assert paths == {"stages", "requirements.txt"}
         return
-    imported = {path.relative_to(ROOT).as_posix() for path in closure(ROOT / "stages" / f"{module}.py")}
-    for folder in ("sources", "models"):
-        others = {f"stages/{folder}/{other}.py" for other in plugins.names(folder) if other != chosen(folder)}
-        if any(path.startswith(f"stages/{folder}/") for path in imported):
-            alone = {
-                path.relative_to(ROOT).as_posix() for path in closure(ROOT / f"stages/{folder}/{chosen(folder)}.py")
-            }
-            rest = closure_without(module, folder)
-            imported = (imported - others) & (alone | rest)
-    # An arm's own file reaches its training through the stage `method`; what the files share is listed.
-    methods = {path for path in imported if path.startswith("stages/saes/")}
-    if methods:
-        assert f"data/method/{module_and_arguments(name)[1][0]}.py" in dependencies(name)
-    assert listed == imported - methods
+    own = {path for path in paths if path.startswith(RECORDS.as_posix())}
+    record = f"{module}-{arguments[0]}" if module == "train" else module
+    assert own == {f"{RECORDS.as_posix()}/{record}.json"}
+    assert record in recorded()
+    assert not [path for path in paths if path.endswith(".py") or path.startswith("stages")]
 
 
-def closure_without(module: str, folder: str) -> set[str]:
-    """What a stage imports, apart from the plug-ins of a folder and what only they import."""
-    seen: set[Path] = set()
-    todo = [ROOT / "stages" / f"{module}.py"]
-    from tests.closure import imports
+def test_every_record_is_some_stage_s() -> None:
+    listed = {Path(path).stem for name in of_python() for path in dependencies(name) if path.endswith(".json")}
+    assert listed == set(recorded())
 
-    while todo:
-        file = todo.pop()
-        if file not in seen and file.parent.name != folder:
-            seen.add(file)
-            todo.extend(imports(file))
-    return {path.relative_to(ROOT).as_posix() for path in seen}
+
+@pytest.mark.parametrize("name", sorted({module_and_arguments(name)[0] for name in of_python()} - {"check"}))
+def test_what_a_stage_has_loaded_at_its_start_is_in_its_record(name: str) -> None:
+    load = f"import stages.{name}; from stages.lib.run import code; print(*map(code.relative, code.loaded()))"
+    done = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, text=True, check=True)
+    record = f"{name}-topk" if name == "train" else name
+    assert set(done.stdout.split()) <= set(recorded()[record]["files"])
+
+
+def test_an_arm_s_record_has_its_own_method_and_no_other() -> None:
+    for arm, section in params.value("saes").items():
+        files = recorded()[f"train-{arm}"]["files"]
+        assert [file for file in files if file.startswith("stages/saes/")] == [f"stages/saes/{section['variant']}.py"]
+
+
+def test_plotting_packages_are_the_report_s_alone() -> None:
+    for name, record in recorded().items():
+        assert ("matplotlib" in record["packages"]) == (name == "report")
 
 
 def test_packages_are_empty_so_that_importing_one_imports_nothing_else() -> None:
     for path in (ROOT / "stages").rglob("__init__.py"):
         assert path.read_text() == ""
-
-
-def test_each_arm_depends_on_the_file_of_its_own_method() -> None:
-    for arm, section in params.value("saes").items():
-        assert dependencies(f"method@{arm}") == {f"stages/saes/{section['variant']}.py"}
 
 
 @pytest.mark.parametrize("name", of_python())
@@ -113,7 +115,8 @@ def test_a_stage_reads_exactly_the_settings_it_declares(name: str, monkeypatch: 
     for loaded in [params, *(import_module(f"stages.{stage}") for stage in check.stage_names())]:
         if getattr(loaded, "value", None) is real:
             monkeypatch.setattr(loaded, "value", value)
-    import_module(f"stages.{module}").settings(*arguments)
+    function = import_module(f"stages.{module}").settings
+    function(*arguments[: len(inspect.signature(function).parameters)])
     assert read == declared(name)
 
 

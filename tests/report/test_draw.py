@@ -72,7 +72,7 @@ def test_curves_leave_out_what_has_no_logarithm() -> None:
 
 def test_heat_map_of_signed_values_is_symmetric() -> None:
     with canvas(3.0, 2.0) as (_, (axes,)):
-        draw.heat_map(axes, np.array([[-0.2, 0.5]]), ["a"], ["b", "c"], label="cosine", diverging=True)
+        draw.heat_map(axes, draw.Matrix(np.array([[-0.2, 0.5]]), ["a"], ["b", "c"], "cosine"), diverging=True)
         assert axes.images[0].get_clim() == (-0.5, 0.5)
         draw.annotate(axes, np.array([[-0.2, np.nan]]))
         assert [text.get_text() for text in axes.texts] == ["-0.20"]
@@ -93,19 +93,64 @@ def test_against_has_equal_axes_and_the_line_of_equality() -> None:
         draw.against(axes, np.zeros(2), np.zeros(2), ("score", "effect"), "#000000")
 
 
-def test_everything_else_draws() -> None:
-    shared = pd.DataFrame({"arm": "relu", "kind": ["same", "other", "random"] * 2, "threshold": [0.3] * 3 + [0.5] * 3,
-                           "fraction": [1.0, 0.8, 0.2, 0.9, 0.4, 0.0]})  # fmt: skip
-    points = pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 0.0], "kind": ["lexical", ""]})
-    with canvas(6.0, 4.0, rows=2, columns=3) as (figure, axes):
-        draw.shared_features(axes[0], shared, ["relu"])
-        draw.bars(
-            axes[1], {"relu": {"mean": 0.5, "low": 0.4, "high": 0.6}, "topk": {"mean": 0.1}}, ["relu", "topk"], "ρ"
-        )
-        draw.ridgeline(axes[2], [("step 0", np.array([-1.0, -2.0]))], np.linspace(-3, 0, 7), "log rate")
-        draw.scatter_by_kind(axes[3], points)
-        draw.empty(axes[4], "nothing was measured")
-        draw.baseline(axes[5], 0.5, "unigram")
-        assert len(axes[1].patches) == 2
-        assert axes[4].texts[0].get_text() == "nothing was measured"
+def test_shared_features_are_drawn_by_kind() -> None:
+    table = pd.DataFrame({"arm": "relu", "kind": ["same", "other", "random"] * 2, "threshold": [0.3] * 3 + [0.5] * 3,
+                          "fraction": [1.0, 0.8, 0.2, 0.9, 0.4, 0.0]})  # fmt: skip
+    with canvas(3.0, 2.0) as (figure, (axes,)):
+        draw.shared_features(axes, table, ["relu", "topk"])
+        same, other = axes.lines
+        assert (same.get_label(), same.get_ydata().tolist()) == ("relu", [1.0, 0.9])
+        assert (other.get_linestyle(), other.get_ydata().tolist()) == ("--", [0.8, 0.4])
+        (chance,) = axes.collections
+        assert chance.get_paths()[0].get_extents().extents == pytest.approx([0.3, 0.0, 0.5, 0.2])
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_bars_have_the_length_of_the_mean_and_an_interval_where_there_is_one() -> None:
+    values = {"relu": {"mean": 0.5, "low": 0.4, "high": 0.6}, "topk": {"mean": 0.1}}
+    with canvas(3.0, 2.0) as (figure, (axes,)):
+        draw.bars(axes, values, ["relu", "gated", "topk"], "ρ")
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["topk", "relu"]  # the first is on top
+        assert [patch.get_width() for patch in axes.patches] == [0.1, 0.5]
+        (interval,) = axes.lines
+        assert (list(interval.get_xdata()), list(interval.get_ydata())) == ([0.4, 0.6], [1, 1])
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_ridges_stand_above_one_another_scaled_to_their_own_maximum() -> None:
+    groups = [("step 0", np.array([-1.2, -2.0, -2.0])), ("step 9", np.array([-0.3] * 40)), ("none", np.array([5.0]))]
+    with canvas(3.0, 2.0) as (figure, (axes,)):
+        draw.ridgeline(axes, groups, np.linspace(-3, 0, 7), "log rate")
+        found = [patch.get_data() for patch in axes.patches]
+        assert [data.baseline for data in found] == [0, 1, 2]
+        assert [data.values.max() - data.baseline for data in found] == pytest.approx([0.9, 0.9, 0.0])
+        assert found[0].values.tolist() == pytest.approx([0, 0, 0.9, 0.45, 0, 0])
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["step 0", "step 9", "none"]
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_points_have_the_colour_of_their_kind_and_are_grey_without_one() -> None:
+    points = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 3.0], "kind": ["lexical", "", "lexical"]})
+    with canvas(3.0, 2.0) as (figure, (axes,)):
+        draw.scatter_by_kind(axes, points)
+        found = {points.get_label(): points.get_offsets().tolist() for points in axes.collections}
+        assert found == {"no concept": [[1.0, 0.0]], "lexical": [[0.0, 1.0], [2.0, 3.0]]}
+        assert not np.array_equal(*(points.get_facecolor()[0, :3] for points in axes.collections))
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_empty_axes_say_why() -> None:
+    with canvas(3.0, 2.0) as (figure, (axes,)):
+        draw.empty(axes, "nothing was measured")
+        assert [text.get_text() for text in axes.texts] == ["nothing was measured"]
+        assert not len(axes.get_xticks()) and not len(axes.get_yticks())
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_a_baseline_is_a_named_horizontal_line() -> None:
+    with canvas(3.0, 2.0) as (figure, (axes,)):
+        draw.baseline(axes, 0.5, "unigram")
+        (line,) = axes.lines
+        assert list(line.get_ydata()) == [0.5, 0.5]
+        assert [text.get_text() for text in axes.texts] == ["unigram"]
         assert png(figure).startswith(b"\x89PNG")

@@ -15,14 +15,15 @@ import pytest
 
 from stages.lib.io.errors import UserError
 from stages.lib.run.processes import PROCESSES, Team, launch
-from tests.stages.test_activations import REPOSITORY, configure, snapshot, workspace, write_tokens  # noqa: F401
+from tests.extraction import configure, snapshot, write_tokens
+from tests.toy import ROOT
 
 ENTRIES = ["main", "main+blocks.0.hook_mlp_out", "untrained"]
 
 
 def environment(**changes: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", PROCESSES)}
-    return {**inherited, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **changes}
+    return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
 
 
 def stage(**changes: str) -> "subprocess.CompletedProcess[str]":
@@ -32,7 +33,7 @@ def stage(**changes: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture
-def reference(workspace: Path) -> dict[str, bytes]:  # noqa: F811
+def reference(workspace: Path) -> dict[str, bytes]:
     """What one process with one thread writes."""
     write_tokens(20)
     configure(revisions=ENTRIES, n_tokens=200, batch_windows=5, shard_rows=70)
@@ -54,9 +55,10 @@ FORKED = """
 import hashlib, json, os, pathlib, shutil, signal, socket, sys
 import transformer_lens.model_bridge
 import stages.activations as stage
+from stages.lib.activations import extract
 
-stage.RECORD_SECONDS = 0.01
-scatter, done = stage.StoreWriter.scatter, [0]
+extract.RECORD_SECONDS = 0.01
+scatter, done = extract.StoreWriter.scatter, [0]
 
 def run(size, threads, victim=None, batches=0):
     # Ranks as torchrun starts them, without the seconds that each takes to import everything.
@@ -73,13 +75,13 @@ def run(size, threads, victim=None, batches=0):
         children.append(os.fork())
         if children[-1] == 0:
             if rank == victim:
-                stage.StoreWriter.scatter = dying
+                extract.StoreWriter.scatter = dying
             stage.torch.set_num_threads(threads)
             if size > 1:
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             try:
-                stage.run(stage.main)
+                stage.main()
             except SystemExit as end:
                 os._exit(end.code)
             os._exit(0)
@@ -121,7 +123,7 @@ def test_any_number_of_processes_and_threads_and_any_kill_gives_the_same_bytes(r
         assert (n_records > 0) == (way in KILLS)  # what was done before a kill is taken up by another number of ranks
 
 
-def test_what_is_wrong_is_said_once(workspace: Path) -> None:  # noqa: F811
+def test_what_is_wrong_is_said_once(workspace: Path) -> None:
     configure(n_tokens=10**6)
     done = stage(**{PROCESSES: "2"})
     assert done.returncode == 1
@@ -130,7 +132,7 @@ def test_what_is_wrong_is_said_once(workspace: Path) -> None:  # noqa: F811
     assert done.stderr.count("error: ") == 1
 
 
-def test_ending_the_launcher_ends_all(workspace: Path) -> None:  # noqa: F811
+def test_ending_the_launcher_ends_all(workspace: Path) -> None:
     write_tokens(400)
     configure(revisions=["main"], n_tokens=4000, batch_windows=1)
     parent = subprocess.Popen(

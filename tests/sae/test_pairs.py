@@ -19,7 +19,7 @@ from stages.lib.sae.pairs import (
     write_gradients,
 )
 from stages.lib.sae.topk import _keep_largest_, keep_top_k
-from tests.saes.test_contract import D_SAE, batch, build, directions, perturb
+from tests.dictionaries import D_SAE, batch, build, directions, perturb
 
 N = 60
 

@@ -12,7 +12,7 @@ from stages.lib.io.params import check
 from stages.lib.run.seeds import integer, numpy_generator
 from stages.lib.sae.base import Losses, random_directions
 from stages.lib.sae.penalty import ENCODER_SHARE, FASTEST, SMOOTHING, SPEED, PenaltySAE, hidden_pre, n_active
-from tests.saes.test_contract import D_IN, D_SAE, OWN, batch, build, directions, perturb
+from tests.dictionaries import D_IN, D_SAE, OWN, batch, build, directions, perturb
 
 LED = {
     "relu": {"l1_coefficient": None},

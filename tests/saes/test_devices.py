@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from stages.lib.activations.batches import normalised_batches, resident
+from stages.lib.activations.store import Scaling
 from stages.lib.sae.base import SAE
-from tests.activations.test_batches import Numbered
-from tests.saes.test_contract import D_IN, D_SAE, TRAINED, batch, build, directions
+from tests.dictionaries import D_IN, D_SAE, TRAINED, batch, build, directions
+from tests.worlds import Numbered
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -28,12 +29,12 @@ def test_reading_a_number_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_that_are_held_give_the_same_batches(dtype: torch.dtype) -> None:
-    store, mean = Numbered(103), torch.tensor([3.0, -1.0])
+    store, scaling = Numbered(103), Scaling(torch.tensor([3.0, -1.0]), 2.0)
     held = resident(store, torch.device("cpu"), dtype, 2, 1e6)
     assert held is not store
 
     def batches(rows) -> list[torch.Tensor]:  # twice, since normalising must leave the rows alone
-        return [*normalised_batches(rows, mean, 2.0, seed=1, size=10, first=0, stop=25)] * 2
+        return [*normalised_batches(rows, scaling, seed=1, size=10, steps=range(25))] * 2
 
     for one, other in zip(batches(store), batches(held), strict=True):
         assert torch.equal(one, other)  # whole numbers up to 256 are exact in bfloat16

@@ -14,7 +14,7 @@ from stages.lib.run.seeds import integer, numpy_generator
 from stages.lib.sae.base import random_directions, remove_radial_
 from stages.lib.sae.selection import above, top_k
 from stages.lib.sae.topk import auxk, topk_gradients, topk_losses
-from tests.saes.test_contract import build
+from tests.dictionaries import build
 
 EYE = torch.eye(2)
 

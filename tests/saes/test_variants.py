@@ -8,7 +8,7 @@ from stages.lib.sae.base import SAE
 from stages.lib.sae.batch_topk import active_share_threshold, keep_largest, largest
 from stages.saes import matryoshka
 from stages.saes.soft_frozen import into_cone_
-from tests.saes.test_contract import D_IN, D_SAE, batch, build, directions, perturb
+from tests.dictionaries import D_IN, D_SAE, batch, build, directions, perturb
 
 
 def test_the_largest_of_a_batch_by_hand() -> None:

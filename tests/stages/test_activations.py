@@ -4,116 +4,33 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
-from tokenizers import Tokenizer, models
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel
 
 from stages import activations as stage
+from stages.lib.activations import extract as extraction
 from stages.lib.activations.permutation import Permutation
 from stages.lib.activations.store import SPLITS, open_store
-from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import read_json, write_json
 from stages.lib.language.extraction import plan
-from stages.lib.language.model import MODEL
+from stages.lib.language.model import MODEL, load_model
 from stages.lib.language.windows import TOKENS, WindowWriter, read_windows
 from stages.lib.run.log import Log
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-N_CTX, D_IN, D_VOCAB, BOS = 8, 8, 27, 26
-SECTION: dict[str, Any] = {
-    "layer": 1,
-    "site": "hook_resid_post",
-    "revisions": ["main", "untrained"],
-    "n_tokens": 120,
-    "compute": "float32",
-    "dtype": "float32",
-    "shard_rows": 64,
-    "batch_windows": 3,
-    "seed": 0,
-}
-
-
-def model_of(kind: str, seed: int) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    ids = {"bos_token_id": BOS, "eos_token_id": BOS}
-    if kind == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(vocab_size=D_VOCAB, n_positions=N_CTX, n_embd=D_IN, n_layer=3, n_head=2, **ids)
-        ).eval()
-    sizes = {"vocab_size": D_VOCAB, "max_position_embeddings": N_CTX, "hidden_size": D_IN, "intermediate_size": 16}
-    sizes |= {"num_hidden_layers": 3, "num_attention_heads": 2}
-    if kind == "llama":
-        return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, **ids)).eval()
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **ids)).eval()
-
-
-def write_model(kind: str = "gpt2") -> None:
-    letters = {chr(97 + letter): letter for letter in range(26)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE(letters | {"<e>": BOS}, [])), bos_token="<e>", eos_token="<e>"
-    )
-    for seed, path in enumerate([MODEL, MODEL / "revisions" / "untrained"]):
-        model_of(kind, seed).save_pretrained(path)
-        tokenizer.save_pretrained(path)
-    write_json(MODEL / "model.json", {"name": "toy", "commit": None, "revisions": ["main", "untrained"]})
-
-
-def write_tokens(n_documents: int = 12) -> None:
-    generator, facts = np.random.default_rng(0), {}
-    for split in ("train", "fit", "validation", "test"):
-        with WindowWriter(TOKENS / f"{split}.safetensors", n_ctx=N_CTX, bos_id=BOS, pad_id=BOS) as writer:
-            for document in range(n_documents):
-                ids = generator.integers(0, 26, int(generator.integers(1, 30)))
-                writer.add(f"{split}/{document}.py", ids, np.zeros((len(ids), 2), np.int64))
-        facts[split] = {"windows": writer.n_windows, "tokens": writer.n_tokens, "documents": writer.document_ids}
-    write_json(TOKENS / "tokens.json", {"n_ctx": N_CTX, "bos": True, "bos_id": BOS, "pad_id": BOS, "splits": facts})
-
-
-def configure(**changes: Any) -> None:
-    with Path("params.yaml").open("w") as handle:
-        YAML().dump({"activations": {**SECTION, **changes}}, handle)
-    params._document.cache_clear()
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory with a model of 3 layers, tokens and settings; the device and the resume directory are local."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setenv("EXPLORING_SAES_DEVICE", "cpu")
-    write_model()
-    write_tokens()
-    configure()
-    yield tmp_path
-    params._document.cache_clear()
+from tests.extraction import N_CTX, D_IN, BOS, model_of, write_model, write_tokens, configure, snapshot
+from tests.toy import ROOT
 
 
 @pytest.fixture
 def loaded(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the models once, for tests that run the stage many times."""
-    kept = {revision: stage.load_model(revision, "cpu") for revision in ("main", "untrained")}
-    monkeypatch.setattr(stage, "load_model", lambda revision, device, dtype: kept[revision])
-
-
-def snapshot(root: Path = Path("data/activations")) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    kept = {revision: load_model(revision, "cpu") for revision in ("main", "untrained")}
+    monkeypatch.setattr(extraction, "load_model", lambda revision, device, dtype: kept[revision])
 
 
 def hidden_states(model: PreTrainedModel, split: str) -> torch.Tensor:
@@ -301,20 +218,12 @@ def test_overflow_of_float16_is_not_stored(workspace: Path) -> None:
     stage.main()
 
 
-def test_settings_read_the_section_alone(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    value = params.value
-    monkeypatch.setattr(params, "value", lambda path: read.append(path) or value(path))
-    stage.settings()
-    assert read == ["activations"]
-
-
 class Crash(BaseException):
     """What ends a run in the middle of a batch."""
 
 
 def test_resumes_after_a_crash_in_any_batch(loaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "RECORD_SECONDS", 0.0)
+    monkeypatch.setattr(extraction, "RECORD_SECONDS", 0.0)
     configure(batch_windows=20)
     advance, calls = Log.advance, [0]
 
@@ -349,8 +258,9 @@ KILLER = """
 import os, random, signal, sys, time
 import transformer_lens.model_bridge
 import stages.activations as stage
+from stages.lib.activations import extract
 
-stage.RECORD_SECONDS = 0.02
+extract.RECORD_SECONDS = 0.02
 moments = random.Random(0)
 killed = 0
 while killed < 5:
@@ -369,7 +279,7 @@ sys.stdout.write(str(killed))
 
 
 def run(*arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -388,13 +298,13 @@ def test_sigkill_at_random_moments_changes_no_byte(workspace: Path) -> None:
 def test_hooks_of_one_pass_are_those_of_a_pass_each(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = ["main+blocks.0.hook_attn_out", "main+blocks.2.hook_resid_post"]
     passes = [0]
-    extract = stage.extract
+    extract = extraction.extract
 
     def count(*arguments: Any) -> Any:
         passes[0] += 1
         return extract(*arguments)
 
-    monkeypatch.setattr(stage, "extract", count)
+    monkeypatch.setattr(extraction, "extract", count)
     configure(revisions=["main", *others, "untrained+blocks.0.hook_resid_pre"])
     stage.main()
     together, n_passes = snapshot(), passes[0]

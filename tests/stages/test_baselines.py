@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ruamel.yaml import YAML
 from sklearn.metrics import f1_score, matthews_corrcoef, roc_auc_score
 
 from stages import baselines
@@ -18,9 +17,10 @@ from stages.lib.detectors.coverage import Score
 from stages.lib.detectors.probes import MIN_POSITIVES, Probe, Probed, dense_auroc, draw_probed
 from stages.lib.detectors.sample import Parts, Sample, document_resamples, draw_sample, read_parts, stream
 from stages.lib.detectors.saved_baselines import Baselines, read_baselines, write_baselines
-from stages.lib.io import params, tensors
+from stages.lib.io import tensors
 from stages.lib.io.errors import UserError
 from tests import toy_concepts
+from tests.settings import parsed, write_params
 
 PARAMS = """
 train: {seeds: [0, 1], d_sae: 32}
@@ -32,17 +32,11 @@ OWN = Path("data/baselines/main")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def data(shared_project: Path) -> None:
     """The small world as the working directory, after a run."""
-    path: Path = tmp_path_factory.mktemp("pipeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        (path / "params.yaml").write_text(PARAMS)
-        params._document.cache_clear()
-        toy_concepts.write_world(3000)
-        baselines.main("main")
-        yield path
-        params._document.cache_clear()
+    write_params(PARAMS)
+    toy_concepts.write_world(3000)
+    baselines.main("main")
 
 
 def parts() -> Parts:
@@ -51,11 +45,6 @@ def parts() -> Parts:
 
 def sample(n_shifts: int = 6) -> Sample:
     return draw_sample(parts(), n_shifts, stream(0, "draw"))
-
-
-def full() -> dict[str, Any]:
-    """The settings of this file."""
-    return dict(YAML(typ="safe", pure=True).load(PARAMS))
 
 
 def test_every_set_of_detectors_has_a_row_for_each_concept() -> None:
@@ -69,7 +58,7 @@ def test_every_set_of_detectors_has_a_row_for_each_concept() -> None:
 
 def test_the_description_says_what_was_measured() -> None:
     found = tensors.describe(OWN / "baselines.safetensors")
-    shared = {name: value for name, value in full()["interpret"].items() if name not in ("k", "n_examples")}
+    shared = {name: value for name, value in parsed(PARAMS)["interpret"].items() if name not in ("k", "n_examples")}
     assert found == {**shared, "d_sae": 32, "concepts": [f"concept_{c}" for c in range(N_CONCEPTS)]}
 
 
@@ -147,15 +136,6 @@ def test_a_revision_without_activations_is_refused() -> None:
         baselines.main("step-9")
 
 
-def test_settings_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    original = params.value
-    monkeypatch.setattr(params, "value", lambda path: read.append(path) or original(path))
-    baselines.settings("main")
-    own = [f"interpret.{name}" for name in ("l2", "n_resamples", "n_sample", "n_shifts", "n_tokens", "seed")]
-    assert sorted(read) == [*own, "train.d_sae"]
-
-
 @pytest.mark.parametrize(
     ("key", "setting", "message"),
     [
@@ -164,12 +144,11 @@ def test_settings_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
         ("seed", -1, r"interpret.seed is -1: input should be greater than or equal to 0"),
     ],
 )
-def test_settings_refuse(key: str, setting: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = full()
-    content["interpret"][key] = setting
-    monkeypatch.setattr(params, "_document", lambda _: content)
+def test_settings_refuse(key: str, setting: Any, message: str, project: Path) -> None:
+    settings = parsed(PARAMS)
+    write_params(settings | {"interpret": settings["interpret"] | {key: setting}})
     with pytest.raises(UserError, match=message):
-        baselines.settings("main")
+        baselines.settings()
 
 
 def probed() -> tuple[Sample, Probed]:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,23 +10,21 @@ from stages.concepts import (
     Labelled,
     MinPositives,
     choose_columns,
-    choose_specs,
     describe,
-    first_characters,
     label_split,
     select_columns,
     used_documents,
 )
 from stages.lib.concepts import labels, python_tokens
-from stages.lib.concepts import text as text_concepts
 from stages.lib.concepts.labels import Spec, pack, read_concepts, read_labels, unpack
-from stages.lib.io import params
+from stages.lib.concepts.token_labels import choose_specs
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import read_json
 from stages.lib.language import documents
 from stages.lib.language.documents import Document, to_line
 from stages.lib.language.windows import Windows
 from stages.lib.run.log import Log
+from tests.settings import write_params
 
 CODE = "def f(x):\n    return x\n"
 TOKENS = ["def", " f", "(", "x", "):", "\n   ", " return", " x", "\n"]
@@ -81,26 +81,6 @@ def corpus(tmp_path, monkeypatch):
         both = [Document("other.py", "x = 1\n", "python"), Document("code.py", CODE, "python")]
         (folder / f"{split}.jsonl").write_text("".join(map(to_line, both)))
     return folder
-
-
-def test_token_has_the_label_of_its_first_visible_character():
-    text = "ab  cd \n  \u3000e"
-    spans = [(0, 2), (2, 5), (5, 6), (6, 8), (7, 11), (8, 11), (11, 12), (12, 12)]
-    start, end = np.array(spans).T
-    # "ab" a; "  c" c; "d" d; " \n" and "\n  ideographic space" are white space: their first character.
-    assert first_characters(text, start, end).tolist() == [0, 4, 5, 6, 7, 8, 11, 11]
-
-
-def test_first_characters_agrees_with_a_loop():
-    rng = np.random.default_rng(0)
-    text = "".join(rng.choice(list("ab \n\t"), 300))
-    start = rng.integers(0, 299, 200)
-    end = np.minimum(start + rng.integers(1, 6, 200), 300)
-    expected = [
-        next((i for i in range(a, b) if not text[i].isspace()), a)
-        for a, b in zip(start.tolist(), end.tolist(), strict=True)
-    ]
-    assert first_characters(text, start, end).tolist() == expected
 
 
 EXPECTED = {
@@ -177,14 +157,6 @@ def test_text_document_has_text_concepts_only(corpus):
     assert not names & {spec.name for spec in python_tokens.SPECS}
 
 
-def test_languages_choose_the_concepts():
-    text, python = ({spec.name for spec in module.SPECS} for module in (text_concepts, python_tokens))
-    assert not text & python
-    assert {spec.name for spec in choose_specs({"text"})} == text
-    assert {spec.name for spec in choose_specs({"text", "python"})} == text | python
-    assert {spec.name for spec in choose_specs({"python"})} == text_concepts.IN_CODE | python
-
-
 def test_document_that_the_corpus_lacks(corpus):
     with pytest.raises(UserError, match=r"data/tokens has 'gone.py' in fit, which data/corpus/sae_train.jsonl has not"):
         list(used_documents("fit", windows_of({"gone.py": ["x"]})))
@@ -259,13 +231,9 @@ def test_main(corpus, tmp_path, monkeypatch):
     assert dropped["unparsed"] == {"fit": [], "validation": [], "test": []}
 
 
-def test_settings(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    params._document.cache_clear()
-    (tmp_path / "params.yaml").write_text("concepts: {min_positives: {fit: 200, validation: 50, test: 0}}\n")
+def test_settings(project: Path) -> None:
+    write_params("concepts: {min_positives: {fit: 200, validation: 50, test: 0}}\n")
     with pytest.raises(UserError, match=r"concepts.min_positives.test is 0"):
         concepts.settings()
-    params._document.cache_clear()
-    (tmp_path / "params.yaml").write_text("concepts: {min_positives: {fit: 200, validation: 50, test: 50}}\n")
+    write_params("concepts: {min_positives: {fit: 200, validation: 50, test: 50}}\n")
     assert concepts.settings().min_positives.fit == 200
-    params._document.cache_clear()

@@ -5,16 +5,17 @@ import json
 import lzma
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from stages import corpus
-from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.language.documents import SPLITS, Document, read_documents
 from stages.sources import local_files, python_packages
+from tests.settings import write_params
 
 SHARES = corpus.Shares(lm_train=0.6, sae_train=0.2, validation=0.1, test=0.1)
 
@@ -59,17 +60,15 @@ def test_clean_makes_unix_line_ends_and_counts_what_it_drops():
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "params.yaml").write_text(
+def workspace(project: Path) -> Path:
+    """A directory with settings and an empty folder of texts."""
+    (project / "texts").mkdir()
+    write_params(
         "corpus:\n  source: local_files\n  seed: 0\n  min_characters: 1\n  near_copy: 0.9\n"
         "  split: {lm_train: 1, sae_train: 1, validation: 1, test: 1}\n"
         "  local_files: {glob: '**/*', column: text}\n"
     )
-    params._document.cache_clear()
-    yield tmp_path
-    params._document.cache_clear()
+    return project
 
 
 def zstd(content):

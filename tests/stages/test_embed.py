@@ -9,8 +9,8 @@ import torch
 
 from stages import embed
 from stages.lib.features.map import nearest
-from stages.lib.io import params
 from stages.lib.io.files import read_json
+from tests.settings import write_params
 from tests.toy_checkpoints import write_arm, write_held_out
 
 PARAMS = """
@@ -22,15 +22,12 @@ embed: {n_tokens: 300, min_firings: 3, n_clusters: [2, 3], n_resamples: 3, subsa
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    params._document.cache_clear()
-    Path("params.yaml").write_text(PARAMS)
+def here(project: Path) -> Path:
+    write_params(PARAMS)
     write_held_out(16, 6, 10, ["main", "untrained"])
     for arm, revision in [("toy", "main"), ("other", "main"), ("untrained", "untrained")]:
         write_arm(arm, d_in=16, d_sae=24, rise=[1] * 6, seeds=[0, 1], revision=revision, steps=[0, 1])
-    yield tmp_path
-    params._document.cache_clear()
+    return project
 
 
 def test_every_arm_is_described_and_mapped_the_same_twice(here: Path) -> None:
@@ -53,7 +50,7 @@ def test_every_arm_is_described_and_mapped_the_same_twice(here: Path) -> None:
 
 
 def test_nothing_fires(here: Path) -> None:
-    Path("params.yaml").write_text(PARAMS.replace("min_firings: 3", "min_firings: 9999"))
+    write_params(PARAMS.replace("min_firings: 3", "min_firings: 9999"))
     with pytest.raises(embed.UserError, match=r"features fire 9999 times on \d+ tokens, fewer than 8: lower embed"):
         embed.main()
 
@@ -76,10 +73,10 @@ def test_nearest_agrees_with_sklearn() -> None:
     np.testing.assert_array_equal(nearest(directions, 7)[0], expected)
 
 
-def test_settings_read_what_dvc_lists(here: Path) -> None:
+def test_settings(project: Path) -> None:
+    write_params(PARAMS)
     own, arms, seeds = embed.settings()
     assert (own.n_clusters, arms, seeds) == ([2, 3], ["toy", "other", "untrained"], [0, 1])
-    Path("params.yaml").write_text(PARAMS.replace("[2, 3]", "[1]"))
-    params._document.cache_clear()
+    write_params(PARAMS.replace("[2, 3]", "[1]"))
     with pytest.raises(embed.UserError, match=r"embed\.n_clusters\.0 is 1: input should be greater than or equal to 2"):
         embed.settings()

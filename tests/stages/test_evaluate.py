@@ -1,7 +1,6 @@
 """A whole run of `evaluate` on toy data, against the same numbers worked out in one piece."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,15 +9,12 @@ import torch
 
 from stages import evaluate
 from stages.lib.activations.store import open_store
-from stages.lib.fidelity.cross_entropy import Sums
 from stages.lib.fidelity.reconstruction import dead, labelled, token_means
-from stages.lib.io import params
 from stages.lib.io.files import read_json
 from stages.lib.language.windows import read_windows
-from stages.lib.sae.members import Member
 from stages.lib.sae.saved import SAE, load_sae
-from stages.lib.stats.intervals import resample_counts
 from tests import toy_data
+from tests.settings import write_params
 
 PARAMS = """
 train: {seeds: [0, 1]}
@@ -27,17 +23,11 @@ evaluate: {n_ce_tokens: 10000, n_resamples: 50, seed: 0}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def data(shared_project: Path) -> None:
     """The toy data as the working directory, after a run."""
-    path: Path = tmp_path_factory.mktemp("pipeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        (path / "params.yaml").write_text(PARAMS)
-        params._document.cache_clear()
-        toy_data.write_all()
-        evaluate.main("toy")
-        yield path
-        params._document.cache_clear()
+    write_params(PARAMS)
+    toy_data.write_all()
+    evaluate.main("toy")
 
 
 def values(level: int, seed: int) -> dict[str, dict[str, float]]:
@@ -134,26 +124,6 @@ def test_cross_entropies_are_consistent() -> None:
     n_predictions = int((windows.length - 2).clamp(min=0).sum())
     assert values(0, 0)["ce_clean"]["n"] == n_predictions
     assert values(0, 0)["ce_clean"]["value"] == values(1, 1)["ce_clean"]["value"]
-
-
-def sums(clean: float, mean: float) -> Sums:
-    """One window of two predictions and one SAE."""
-    one, both = np.array([[2.0]]), np.zeros((1, 2), dtype=np.int64)
-    return Sums(np.array([2]), np.array([clean]), np.array([4.0]), np.array([mean]), one, one, one, np.zeros(2), both)
-
-
-def test_recovered_ce_is_absent_where_ablation_costs_little() -> None:
-    member = Member("toy", 0, 0, Path(), 1.0)
-    counts = resample_counts(1, 5, np.random.default_rng(0))
-
-    def names(clean: float, mean: float) -> set[str]:
-        rows = evaluate.ce_rows(member, sums(clean, mean), 0, np.array([0]), counts)
-        return {row.metric for row in rows}
-
-    # .045 and .055 nats a prediction.
-    assert "ce_recovered_mean" not in names(1.0, 1.09)
-    assert "ce_recovered_mean" in names(1.0, 1.11)
-    assert "ce_recovered_zero" in names(1.0, 1.09)
 
 
 def test_the_details_add_up() -> None:

@@ -1,23 +1,24 @@
 """A whole run of `frequency` on a small world, and its parts against the same numbers worked out in one piece."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from stages import frequency
-from stages.frequency import EDGES, histogram
 from stages.lib.activations.store import open_store
+from stages.lib.concepts.labelled import Batch, Labelled
 from stages.lib.concepts.labels import read_labels
-from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import read_json
 from stages.lib.language.windows import read_windows
 from stages.lib.sae.saved import load_sae
 from tests import toy_concepts
+from tests.settings import parsed, working_directory, write_params
 
 PARAMS = """
 train: {seeds: [0, 1]}
@@ -29,17 +30,19 @@ N_CONCEPTS, D_SAE = 6, 32
 
 
 @pytest.fixture(scope="module", autouse=True)
-def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The small world as the working directory, after a run."""
-    path: Path = tmp_path_factory.mktemp("pipeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        (path / "params.yaml").write_text(PARAMS)
-        params._document.cache_clear()
-        toy_concepts.write_saes("toy", toy_concepts.write_world(3000), D_SAE, [0, 1], [2, 4])
-        frequency.main("toy")
-        yield path
-        params._document.cache_clear()
+def data(shared_project: Path) -> Path:
+    """The small world as the working directory, after a run; no test changes it."""
+    write_params(PARAMS)
+    toy_concepts.write_saes("toy", toy_concepts.write_world(3000), D_SAE, [0, 1], [2, 4])
+    frequency.main("toy")
+    return shared_project
+
+
+@pytest.fixture
+def copy(data: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it as the working directory, for a test that runs the stage again."""
+    with working_directory(shutil.copytree(data, tmp_path / "copy")) as directory:
+        yield directory
 
 
 def features(level: int = 0, seed: int = 0) -> pd.DataFrame:
@@ -136,48 +139,32 @@ def test_unresolved_features_are_counted() -> None:
     assert (table["resolved"] == ~few).all()
 
 
-def test_the_same_inputs_give_the_same_bytes() -> None:
+def test_the_same_inputs_give_the_same_bytes(copy: Path) -> None:
     paths = [Path("reports/frequency/toy.json"), *Path("data/frequency/toy").iterdir()]
     before = [path.read_bytes() for path in paths]
     frequency.main("toy")
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_the_histogram_counts_every_living_feature_in_range() -> None:
-    found = histogram(np.array([0.0, 1e-3, 1.05e-3, 0.5, 1e-7]))
-    assert found["n_features"].sum() == 3
-    assert len(found) == len(EDGES) - 1
-    assert found.loc[np.isclose(found["log10_rate"], -3), "n_features"].item() == 2
-
-
-def test_one_seed_has_no_other_to_agree_with(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {path: path.read_bytes() for path in data.rglob("frequency/**/*") if path.is_file()}
-    monkeypatch.setattr(params, "_document", lambda _: {**full(), "train": {"seeds": [0]}})
+def test_one_seed_has_no_other_to_agree_with(copy: Path) -> None:
+    write_params(parsed(PARAMS) | {"train": {"seeds": [0]}})
     frequency.main("toy")
     assert not any(name.startswith(("cross_seed", "spec_spearman_stability")) for name in summary())
     assert features()["stability"].isna().all()
-    for path, content in kept.items():
-        path.write_bytes(content)
 
 
-def test_without_resolved_features_all_are_counted_as_unresolved(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {path: path.read_bytes() for path in data.rglob("frequency/**/*") if path.is_file()}
-    content = full()
-    content["frequency"]["min_firings"] = 10**6
-    monkeypatch.setattr(params, "_document", lambda _: content)
+def test_without_resolved_features_all_are_counted_as_unresolved(copy: Path) -> None:
+    configure(min_firings=10**6)
     frequency.main("toy")
     assert set(summary()) == {"unresolved_fraction", "cross_seed_matched_fraction", "cross_level_matched_fraction"}
     assert summary()["unresolved_fraction"]["level-0"]["seed-0"]["value"] == 1
     assert pd.read_parquet("data/frequency/toy/decades.parquet").empty
-    for path, before in kept.items():
-        path.write_bytes(before)
 
 
-def full() -> dict[str, Any]:
-    """The settings of this file."""
-    from ruamel.yaml import YAML
-
-    return dict(YAML(typ="safe", pure=True).load(PARAMS))
+def configure(**changes: float) -> None:
+    """Write the settings of this file with others in the stage's section."""
+    settings = parsed(PARAMS)
+    write_params(settings | {"frequency": settings["frequency"] | changes})
 
 
 @pytest.mark.parametrize(
@@ -190,20 +177,10 @@ def full() -> dict[str, Any]:
         ("n_shift", 3, r"unknown key frequency.n_shift; did you mean 'n_shifts'\?"),
     ],
 )
-def test_settings_refuse(key: str, value: float, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = full()
-    content["frequency"][key] = value
-    monkeypatch.setattr(params, "_document", lambda _: content)
+def test_settings_refuse(key: str, value: float, message: str, project: Path) -> None:
+    configure(**{key: value})
     with pytest.raises(UserError, match=message):
-        frequency.settings("toy")
-
-
-def test_settings_read_what_dvc_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    value = params.value
-    monkeypatch.setattr(params, "value", lambda path: read.append(path) or value(path))
-    frequency.settings("toy")
-    assert sorted(read) == ["frequency", "train.seeds"]
+        frequency.settings()
 
 
 def test_an_arm_that_was_not_trained_is_refused() -> None:
@@ -211,9 +188,18 @@ def test_an_arm_that_was_not_trained_is_refused() -> None:
         frequency.main("nothing")
 
 
-def test_counts_in_batches_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_in_batches_are_those_at_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = features()
+    sizes: list[int] = []
+    batches = Labelled.batches
+
+    def counted(self: Labelled, size: int) -> Iterator[Batch]:
+        for batch in batches(self, size):
+            sizes.append(len(batch.tokens))
+            yield batch
+
+    monkeypatch.setattr(Labelled, "batches", counted)
     monkeypatch.setattr(frequency, "BATCH", 500)
     frequency.main("toy")
+    assert max(sizes) == 500 and len(sizes) > 2 * 3000 // 500
     pd.testing.assert_frame_equal(features(), before, rtol=1e-6)
-    assert torch.get_num_threads() >= 1

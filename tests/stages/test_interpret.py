@@ -1,5 +1,7 @@
-"""A whole run of `interpret` on a small world, and its parts against values worked out by hand."""
+"""A whole run of `interpret` on a small world, against the same numbers worked out in one piece."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ruamel.yaml import YAML
 from sklearn.metrics import f1_score
 
 from stages import baselines, interpret
@@ -16,14 +17,14 @@ from stages.lib.concepts.labelled import read_labelled, usable_concepts
 from stages.lib.concepts.labels import read_labels
 from stages.lib.detectors import choose
 from stages.lib.detectors.baselines import TokenLookup
-from stages.lib.detectors.coverage import always_on, averages, bases, chance_level, corrected
+from stages.lib.detectors.coverage import corrected
 from stages.lib.detectors.sample import stream
-from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import read_json
 from stages.lib.sae.saved import Encoder, load_sae
 from stages.lib.sae.selection import Active
 from tests import toy_concepts
+from tests.settings import parsed, working_directory, write_params
 
 PARAMS = """
 train: {seeds: [0, 1], d_sae: 32}
@@ -34,18 +35,20 @@ N_CONCEPTS, D_SAE = 6, 32
 
 
 @pytest.fixture(scope="module", autouse=True)
-def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The small world as the working directory, after a run."""
-    path: Path = tmp_path_factory.mktemp("pipeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        (path / "params.yaml").write_text(PARAMS)
-        params._document.cache_clear()
-        toy_concepts.write_saes("toy", toy_concepts.write_world(3000), D_SAE, [0, 1], [2, 4])
-        baselines.main("main")
-        interpret.main("toy")
-        yield path
-        params._document.cache_clear()
+def data(shared_project: Path) -> Path:
+    """The small world as the working directory, after a run; no test changes it."""
+    write_params(PARAMS)
+    toy_concepts.write_saes("toy", toy_concepts.write_world(3000), D_SAE, [0, 1], [2, 4])
+    baselines.main("main")
+    interpret.main("toy")
+    return shared_project
+
+
+@pytest.fixture
+def copy(data: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it as the working directory, for a test that runs the stage again or changes files."""
+    with working_directory(shutil.copytree(data, tmp_path / "copy")) as directory:
+        yield directory
 
 
 def summary() -> dict[str, Any]:
@@ -63,51 +66,6 @@ def concepts(level: int = 1, seed: int = 0) -> pd.DataFrame:
     """The table of one SAE."""
     table = pd.read_parquet("data/interpret/toy/concepts.parquet")
     return table[(table["level"] == level) & (table["seed"] == seed)].reset_index(drop=True)
-
-
-def test_always_on_by_hand() -> None:
-    assert always_on(np.array([0.4, 1.0]))[0] == pytest.approx(0.8 / 1.4)
-
-
-def test_always_on_is_the_f1_of_always_firing() -> None:
-    y = np.arange(100) < 13
-    assert always_on(np.array([0.13]))[0] == pytest.approx(f1_score(y, np.ones(100)))
-
-
-def test_the_chance_level_is_the_larger_of_the_two() -> None:
-    null = np.stack([np.linspace(0, 1, 101), np.zeros(101)], 1)
-    assert chance_level(np.array([0.1, 0.1]), null) == pytest.approx([0.99, 0.2 / 1.1])
-
-
-def test_correction_by_hand() -> None:
-    assert corrected(np.array([1.0, 0.2, 0.1, 1.0]), np.array([0.2, 0.2, 0.2, 1.0])) == pytest.approx([1, 0, -0.125, 0])
-
-
-def test_averages_by_hand() -> None:
-    f1, token, f0 = np.array([0.6, 0.1, 0.8]), np.array([0.2, 0.5, 0.6]), np.array([0.2, 0.2, 0.2])
-    found = averages(f1, token, f0, np.array([True, False, True]))
-    assert found["coverage"] == pytest.approx(0.5)
-    assert found["cc_coverage"] == pytest.approx((0.5 + 0 + 0.75) / 3)
-    assert found["cc_coverage_unfloored"] == pytest.approx((0.5 - 0.125 + 0.75) / 3)
-    assert found["contextual_gain"] == pytest.approx((0.4 + 0 + 0.2) / 3)
-    assert found["coverage_contextual"] == pytest.approx(0.7)
-    assert found["cc_coverage_contextual"] == pytest.approx((0.5 + 0.5) / 2)
-
-
-def test_without_contextual_concepts_there_are_no_contextual_averages() -> None:
-    found = averages(np.ones(2), np.zeros(2), np.zeros(2), np.zeros(2, bool))
-    assert not any(name.endswith("_contextual") for name in found)
-
-
-def test_bases_have_both_signs_and_the_largest_variance() -> None:
-    x = torch.randn(500, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1, 3.0, 0.1]) + 2
-    found = bases(x, 4)
-    z = found["residual"].encode(x)
-    assert z.shape == (500, 4) and (z >= 0).all()
-    assert torch.allclose(z[:, :2] - z[:, 2:], (x - x.mean(0))[:, [1, 3]], atol=1e-4)
-    projected = found["pca"].encode(x)
-    assert projected[:, :2].square().sum() + projected[:, 2:].square().sum() >= z.square().sum()
-    assert bases(x, 99)["pca"].encode(x).shape == (500, 10)
 
 
 def test_all_metrics_are_there() -> None:
@@ -179,21 +137,20 @@ def test_baselines_have_a_table_of_their_own() -> None:
     assert sorted(table["basis"].unique()) == ["pca", "residual"] and len(table) == 2 * N_CONCEPTS
 
 
-def test_the_same_inputs_give_the_same_bytes_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path("reports/interpret/toy.json")
+def test_the_same_inputs_give_the_same_bytes_whatever_the_batch(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, coverage = Path("reports/interpret/toy.json"), value("coverage", 0)
     before = path.read_bytes()
     interpret.main("toy")
     assert path.read_bytes() == before
     monkeypatch.setattr(choose, "BATCH", 700)
     interpret.main("toy")
-    after = summary()
-    path.write_bytes(before)
-    assert after["coverage"]["level-0"]["seed-0"]["value"] == pytest.approx(value("coverage", 0), abs=1e-3)
+    assert value("coverage", 0) == pytest.approx(coverage, abs=1e-3)
 
 
-def full() -> dict[str, Any]:
-    """The settings of this file."""
-    return dict(YAML(typ="safe", pure=True).load(PARAMS))
+def configure(**changes: Any) -> None:
+    """Write the settings of this file with others in the stage's section."""
+    settings = parsed(PARAMS)
+    write_params(settings | {"interpret": settings["interpret"] | changes})
 
 
 @pytest.mark.parametrize(
@@ -206,35 +163,26 @@ def full() -> dict[str, Any]:
         ("shifts", 1, r"unknown key interpret.shifts; did you mean 'n_shifts'\?"),
     ],
 )
-def test_settings_refuse(key: str, setting: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = full()
-    content["interpret"][key] = setting
-    monkeypatch.setattr(params, "_document", lambda _: content)
+def test_settings_refuse(key: str, setting: Any, message: str, project: Path) -> None:
+    configure(**{key: setting})
     with pytest.raises(UserError, match=message):
-        interpret.settings("toy")
+        interpret.settings()
 
 
-def test_probes_of_more_features_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = full()
-    content["interpret"]["k"] = [33]
-    monkeypatch.setattr(params, "_document", lambda _: content)
+def test_probes_of_more_features_than_there_are_are_refused(copy: Path) -> None:
+    configure(k=[33])
     with pytest.raises(UserError, match=r"interpret.k is 33, but the SAEs of toy have 32 features"):
         interpret.main("toy")
 
 
-def test_an_arm_whose_revision_has_no_baselines_is_refused(data: Path) -> None:
-    (data / "data/baselines").rename(data / "data/elsewhere")
-    try:
-        with pytest.raises(UserError, match=r"no baselines of revision.*`dvc repro baselines`.*activations.revisions"):
-            interpret.main("toy")
-    finally:
-        (data / "data/elsewhere").rename(data / "data/baselines")
+def test_an_arm_whose_revision_has_no_baselines_is_refused(copy: Path) -> None:
+    shutil.rmtree("data/baselines")
+    with pytest.raises(UserError, match=r"no baselines of revision.*`dvc repro baselines`.*activations.revisions"):
+        interpret.main("toy")
 
 
-def test_baselines_of_other_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = full()
-    content["interpret"]["n_sample"] = 1000
-    monkeypatch.setattr(params, "_document", lambda _: content)
+def test_baselines_of_other_settings_are_refused(copy: Path) -> None:
+    configure(n_sample=1000)
     with pytest.raises(UserError, match=r"was made with another n_sample than this run has; `dvc repro baselines`"):
         interpret.main("toy")
 
@@ -255,7 +203,7 @@ def test_the_baselines_numbers_are_those_of_the_revision() -> None:
         assert rows["threshold"].tolist() == pytest.approx((found["tenths"] / 10).tolist())
 
 
-def test_the_maxima_and_the_probes_encode_the_fit_sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_maxima_and_the_probes_encode_the_fit_sample_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
 
     class Watched(Encoder):
@@ -275,26 +223,12 @@ def test_the_maxima_and_the_probes_encode_the_fit_sample_once(monkeypatch: pytes
     assert sum(torch.equal(x[0], beginning) for x in seen) == 4  # two seeds, two levels
 
 
-def test_without_enough_examples_there_are_no_probes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {path: path.read_bytes() for path in [*data.rglob("interpret/*/*"), *data.rglob("baselines/*/*")]}
-    kept[data / "reports/interpret/toy.json"] = (data / "reports/interpret/toy.json").read_bytes()
-    content = full()
-    content["interpret"]["n_sample"] = 30
-    monkeypatch.setattr(params, "_document", lambda _: content)
+def test_without_enough_examples_there_are_no_probes(copy: Path) -> None:
+    configure(n_sample=30)
     baselines.main("main")
     interpret.main("toy")
     assert not any(name.startswith("probe_k") or name == "probe_dense_auroc" for name in summary())
     assert pd.read_parquet("data/interpret/toy/probes.parquet").empty
-    for path, before in kept.items():
-        path.write_bytes(before)
-
-
-def test_settings_read_what_dvc_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    original = params.value
-    monkeypatch.setattr(params, "value", lambda path: read.append(path) or original(path))
-    interpret.settings("toy")
-    assert sorted(read) == ["interpret", "train.seeds"]
 
 
 def test_concepts_that_are_nowhere_are_an_error() -> None:

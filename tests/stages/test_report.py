@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -9,33 +11,29 @@ import pytest
 import torch
 
 from stages import compare, report
-from stages.lib.concepts.directions import mean_differences
-from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import sha256
 from stages.lib.report import answers
-from stages.lib.report.contexts import one_per_document, strongest_rows
+from stages.lib.report.contexts import strongest_rows
 from stages.lib.sae.saved import load_sae
 from tests import fake_tree
+from tests.settings import working_directory, write_params
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made-up tree with what compare and report made of it."""
-    root = tmp_path_factory.mktemp("tree")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        fake_tree.write_all()
-        compare.main()
-        report.main()
-    return root
+def inside(shared_project: Path) -> Path:
+    """The made-up tree, with what compare and report made of it, as the working directory; no test changes it."""
+    fake_tree.write_all()
+    compare.main()
+    report.main()
+    return shared_project
 
 
 @pytest.fixture
-def inside(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tree)
-    fake_tree.write_params()
-    return tree
+def copy(inside: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it as the working directory, for a test that changes files or runs the stage again."""
+    with working_directory(shutil.copytree(inside, tmp_path / "copy")) as directory:
+        yield directory
 
 
 def test_page_answers_the_five_questions_in_order_and_needs_nothing_else(inside: Path) -> None:
@@ -62,7 +60,7 @@ def test_metrics_are_grouped_by_metric(inside: Path) -> None:
     assert metrics["fvu"]["topk"] == pytest.approx(fake_tree.fvu("topk", 1, 1), rel=0.01)
 
 
-def test_same_bytes_twice(inside: Path) -> None:
+def test_same_bytes_twice(copy: Path) -> None:
     def everything() -> dict[str, str]:
         return {str(path): sha256(path) for path in sorted(Path("reports").rglob("*.*"))}
 
@@ -170,35 +168,21 @@ def test_summary_box_names_every_arm(inside: Path) -> None:
     assert re.search(r"topk +0\.2\d\d +8\.\d +2\.0%", "\n".join(box))
 
 
-def test_settings_refuse_what_is_unknown(inside: Path) -> None:
-    fake_tree.write_params(fake_tree.PARAMS.replace("arm: topk", "arm: tokp"))
+def test_settings_refuse_what_is_unknown(project: Path) -> None:
+    write_params(fake_tree.PARAMS.replace("arm: topk", "arm: tokp"))
     with pytest.raises(UserError, match=r"report.arm is 'tokp', which is no arm of saes; did you mean 'topk'"):
         report.settings()
-    fake_tree.write_params(fake_tree.PARAMS.replace("headline: [fvu", "headline: [fuv"))
+    write_params(fake_tree.PARAMS.replace("headline: [fvu", "headline: [fuv"))
     with pytest.raises(
         UserError, match=r"report.headline has 'fuv', which is not in compare.metrics; did you mean 'fvu'"
     ):
         report.settings()
 
 
-def test_settings_read_only_their_own(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    original = params.value
-    monkeypatch.setattr(params, "value", lambda path: seen.append(path) or original(path))
-    monkeypatch.setattr(report, "value", params.value)
-    report.settings()
-    assert set(seen) == {
-        "report", "saes", "train.seeds", "compare.controls", "compare.reference", "compare.l0", "compare.metrics",
-    }  # fmt: skip
-
-
-def test_a_missing_table_names_the_remedy(inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = Path("data/compare/shared.parquet")
-    kept = path.read_bytes()
-    path.unlink()
+def test_a_missing_table_names_the_remedy(copy: Path) -> None:
+    Path("data/compare/shared.parquet").unlink()
     with pytest.raises(UserError, match=r"data/compare/shared.parquet is missing; `dvc checkout`"):
         report.main()
-    path.write_bytes(kept)
 
 
 def test_strongest_rows_agree_with_a_full_sort(inside: Path) -> None:
@@ -209,17 +193,3 @@ def test_strongest_rows_agree_with_a_full_sort(inside: Path) -> None:
     acts = sae.encode(x)[:, features].T
     assert torch.allclose(values, acts.topk(6, dim=1).values, atol=1e-6)
     assert torch.allclose(acts.gather(1, rows), values, atol=1e-6)
-
-
-def test_one_context_per_document() -> None:
-    values, rows = torch.tensor([5.0, 4.0, 3.0, 2.0, 0.0]), torch.tensor([10, 11, 12, 13, 14])
-    documents = torch.tensor([1, 1, 2, 3, 4]).numpy()
-    assert one_per_document(values, rows, documents, 2) == [10, 12]
-    assert one_per_document(values, rows, documents, 9) == [10, 12, 13]
-
-
-def test_mean_difference_by_hand() -> None:
-    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
-    labels = torch.tensor([[True, False], [True, False], [False, False]]).numpy()
-    found = mean_differences([(x[:1], labels[:1]), (x[1:], labels[1:])])
-    assert found.tolist() == [[2.0, -4.0], [0.0, 0.0]]

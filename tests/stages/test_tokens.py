@@ -6,25 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from stages import tokens
-from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import sha256
 from stages.lib.language.documents import Document, to_line
 from stages.lib.language.windows import Windows, read_windows
 from stages.tokens import encode, main, special_ids
 from tests.hub import D_VOCAB, END, tiny_tokenizer, write_tiny
+from tests.settings import write_params
 
 DEFAULTS = {"n_ctx": 16, "excerpt": 100_000, "n_fit": 200, "n_validation": 100, "n_test": 100, "seed": 0}
 TEXTS = ["x_hat = (x ** 2).sum()\n" * 5, "naïve 🙂 текст\n" * 6, f"END = '{END}'  # in a string\n" * 4]
 
 
-def write_params(**changes: int) -> None:
-    with Path("params.yaml").open("w") as handle:
-        YAML().dump({"tokens": {**DEFAULTS, **changes}}, handle)
-    params._document.cache_clear()
+def configure(**changes: int) -> None:
+    write_params({"tokens": {**DEFAULTS, **changes}})
 
 
 def write_corpus(n_documents: int = 12) -> None:
@@ -38,12 +35,12 @@ def write_corpus(n_documents: int = 12) -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_params()
+def project(project: Path) -> Path:
+    """The directory with settings, texts and a model."""
+    configure()
     write_corpus()
     write_tiny("gpt2", Path("data/model"))
-    return tmp_path
+    return project
 
 
 def text_of(split: str) -> dict[str, str]:
@@ -119,7 +116,7 @@ def test_samples_are_whole_documents_up_to_the_first_that_reaches_the_number(pro
 
 def test_the_seed_alone_decides_what_is_drawn(project: Path) -> None:
     def drawn(seed: int) -> tuple[list[str], str]:
-        write_params(seed=seed)
+        configure(seed=seed)
         main()
         return read_windows("fit").document_ids, sha256(Path("data/tokens/fit.safetensors"))
 
@@ -157,7 +154,7 @@ def test_a_window_begins_with_bos_or_else_the_end_of_text_token() -> None:
 
 @pytest.mark.parametrize("key", ["n_fit", "n_validation", "n_test"])
 def test_too_few_tokens_name_the_setting(project: Path, key: str) -> None:
-    write_params(**{key: 10**6})
+    configure(**{key: 10**6})
     split = "sae_train" if key == "n_fit" else key.removeprefix("n_")
     where = f"{split}.jsonl has only"
     message = rf"tokens.{key} is 1000000, but data/corpus/{where} \d+ tokens in .* 100000; .* corpus.split.{split}"
@@ -166,7 +163,7 @@ def test_too_few_tokens_name_the_setting(project: Path, key: str) -> None:
 
 
 def test_a_window_longer_than_the_model_takes_is_refused(project: Path) -> None:
-    write_params(n_ctx=33)
+    configure(n_ctx=33)
     with pytest.raises(UserError, match=r"tokens.n_ctx is 33, but the model's windows have at most 32 tokens"):
         main()
     assert not Path("data/tokens").exists()
@@ -198,7 +195,7 @@ def test_settings_are_checked(
     key: str, value: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_params(**{key: value})
+    configure(**{key: value})
     with pytest.raises(UserError, match=message):
         tokens.settings()
 

@@ -5,21 +5,19 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from stages import train
 from stages.lib.activations.store import open_store
 from stages.lib.activations.writer import StoreWriter
-from stages.lib.io import params, tensors
+from stages.lib.io import tensors
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import read_json
 from stages.lib.run.resume import Resume
@@ -28,8 +26,9 @@ from stages.lib.sae.base import random_directions
 from stages.lib.sae.saved import load_sae
 from stages.lib.sae.training import Schedule, checkpoint_steps, history_steps
 from stages.saes import topk
+from tests.forked import run_training, start_training
+from tests.settings import write_params
 
-ROOT = Path(__file__).resolve().parents[2]
 D_IN, D_SAE, ROWS = 8, 16, 900
 TRAIN = {
     "seeds": [0, 1],
@@ -91,9 +90,8 @@ SAES = {
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with settings and a store."""
-    monkeypatch.chdir(tmp_path)
     for name in ("DVC_ROOT", "EXPLORING_SAES_DEVICE", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     configure()
@@ -101,26 +99,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     x = (rng.random((ROWS, 12)) < 0.2) @ rng.standard_normal((12, D_IN)) * 3 + 5
     identity = {"model": "tiny", "commit": None, "revision": "main", "hook_name": "blocks.2.hook_resid_post"}
     identity |= {"layer": 2, "d_in": D_IN, "dtype": "float32", "n_ctx": 64, "seed": 0, "permutation": {}}
-    writer = StoreWriter(tmp_path / "data/activations/main", identity, {"train": ROWS, "validation": 100}, 400)
+    writer = StoreWriter(project / "data/activations/main", identity, {"train": ROWS, "validation": 100}, 400)
     for split, n in (("train", ROWS), ("validation", 100)):
         writer.prepare(split)
         writer.scatter(split, np.arange(n), torch.from_numpy(x[:n]).float(), np.arange(1, n + 1))
     writer.finish()
-    return tmp_path
+    return project
 
 
-def configure(**changes) -> None:
+def configure(**changes: Any) -> None:
     """Write `params.yaml`; a change is named as section__key."""
-    document = {"train": dict(TRAIN), "saes": {arm: dict(section) for arm, section in SAES.items()}}
+    document: dict[str, Any] = {"train": dict(TRAIN), "saes": {arm: dict(section) for arm, section in SAES.items()}}
     for name, value in changes.items():
         section, *keys = name.split("__")
         node = document[section]
         for key in keys[:-1]:
             node = node[key]
         node[keys[-1]] = value
-    with Path("params.yaml").open("w") as handle:
-        YAML().dump(document, handle)
-    params._document.cache_clear()
+    write_params(document)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -298,45 +294,38 @@ def test_a_terminated_run_goes_on_exactly(arm: str, project: Path, monkeypatch: 
     assert contents(directory) == whole
 
 
-COMMAND = [sys.executable, "-m", "stages.train"]
-
-
-def surroundings(**variables: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
-
-
 def interrupt(arm: str, number: int, seconds: float, state: Callable[[], int]) -> None:
     """Send a signal to a training so long after it has saved a state that was not there."""
     before, deadline = state(), time.monotonic() + 120
-    with subprocess.Popen(
-        [*COMMAND, arm, "0"], env=surroundings(EXPLORING_SAES_SAVE_SECONDS="0"), stderr=subprocess.DEVNULL
-    ) as process:
-        while process.poll() is None and state() == before and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(seconds)
-        process.send_signal(number)
-        assert process.wait() in (-number, 128 + number), "it ended before the signal"
+    process = start_training(arm, "0", EXPLORING_SAES_SAVE_SECONDS="0")
+    while process.is_alive() and state() == before and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    assert process.is_alive(), "it ended before the signal"
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode in (-number, 128 + number)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", SAES)
 def test_a_killed_process_goes_on_to_the_same_bytes(arm: str, project: Path) -> None:
     """SIGKILL and then SIGTERM, each at a random moment of the training."""
-    configure(train__epochs=40)
+    configure(train__epochs=20)
     directory, resume = project / "data/train" / arm / "seed-0", project / "data/.resume" / f"train@{arm}-0"
 
     def state() -> int:
         """When the last state was saved, or 0."""
         return max((path.stat().st_mtime_ns for path in resume.glob("*/state.resume")), default=0)
 
-    subprocess.run([*COMMAND, arm, "0"], env=surroundings(), check=True)
+    run_training(arm, "0")
     expected = contents(directory)
     shutil.rmtree(directory)
     random_moment = random.Random(arm)
     for number in (signal.SIGKILL, signal.SIGTERM):
         interrupt(arm, number, random_moment.uniform(0.0, 0.15), state)
         assert state() and not directory.exists()
-    subprocess.run([*COMMAND, arm, "0"], env=surroundings(), check=True)
+    run_training(arm, "0")
     assert contents(directory) == expected
     assert not state()
 
@@ -386,13 +375,6 @@ def test_every_setting_of_the_section_changes_the_outcome(project: Path) -> None
     configure(train__lr=0.1)
     lrs = [train.prepare(train.settings(arm, "0"), torch.zeros(4, D_IN), 30).schedule.lr for arm in ("topk", "relu")]
     assert lrs == [0.1, 0.01]
-
-
-def test_reads_no_settings_but_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, value = [], params.value
-    monkeypatch.setattr(params, "value", lambda path: (read.append(path), value(path))[1])
-    train.settings("relu", "1")
-    assert set(read) == {"saes.relu", *(f"train.{name}" for name in TRAIN if name != "seeds")}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,12 @@ from scipy import stats
 from stages.lib.stats.intervals import (
     Interval,
     block_sums,
+    estimate,
+    holm,
+    p_value,
+    paired,
     percentile_interval,
+    possible,
     ratio_interval,
     resample_counts,
     t_interval,
@@ -94,3 +99,42 @@ def test_t_interval_covers() -> None:
     generator = np.random.default_rng(4)
     intervals = [t_interval(generator.normal(size=3).tolist()) for _ in range(2000)]
     assert np.mean([i is not None and i.low < 0 < i.high for i in intervals]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_an_estimate_by_hand() -> None:
+    # mean 2, sd 1, t(.975, 2) = 4.302653: 2 -+ 4.302653 / sqrt(3)
+    found = estimate([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.low == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5)
+    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-5)
+
+
+def test_an_interval_ends_where_the_metric_does() -> None:
+    assert estimate([0.1, 0.5, 0.9], "auroc_frequency")[1:3] == (0.0, 1.0)
+    assert estimate([0.1, 0.5, 0.9], "probe_k1_auroc")[1:3] == (0.0, 1.0)
+    assert estimate([0.5, 0.9, 0.95], "split_half_icc").high == 1.0
+    assert estimate([0.0, 0.0, 3.0], "births").low == 0.0
+    assert estimate([0.9, 1.0, 1.1], "spec_spearman_disattenuated").high > 1.0
+    assert possible("relative_bias") == (-float("inf"), float("inf"))
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert estimate([0.5]) == (0.5, None, None, 1)
+
+
+def test_p_value_agrees_with_scipy() -> None:
+    from scipy.stats import ttest_1samp
+
+    values = [0.3, 0.1, 0.25, -0.02]
+    assert p_value(values) == pytest.approx(float(ttest_1samp(values, 0).pvalue))
+    assert p_value([1.0]) is None
+    assert p_value([1.0, 1.0]) is None
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.9, "b": 0.8})["b"] == 1.0
+
+
+def test_paired_uses_seeds_that_both_have() -> None:
+    assert paired({0: 1.0, 2: 5.0}, {2: 3.0, 1: 9.0}) == [2.0]

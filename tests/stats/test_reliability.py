@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from stages.lib.stats.correlation import pearson, resampled_spearman, spearman
+from stages.lib.stats.correlation import pearson
 from stages.lib.stats.intervals import resample_counts
 from stages.lib.stats.reliability import agreement, ccc, icc, rate_agreement, rates
 
@@ -39,31 +38,9 @@ def test_a_constant_factor_is_seen_by_all_but_the_ranks() -> None:
     assert found.icc < 0.95 and found.ccc < 0.95
 
 
-def test_spearman_agrees_with_scipy_with_ties() -> None:
-    x, y = GENERATOR.integers(0, 6, (2, 30)).astype(float)
-    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-
-
-@pytest.mark.parametrize("n", [0, 1, 2])
-def test_no_rank_correlation_of_fewer_than_three(n: int) -> None:
-    assert spearman(np.arange(n, dtype=float), np.arange(n, dtype=float)) is None
-
-
 def test_no_correlation_without_spread() -> None:
     assert pearson(np.full(5, 0.1), np.arange(5.0)) is None
     assert agreement(np.full(5, 0.1), np.arange(5.0)) is None
-
-
-def test_resampled_spearman_is_that_of_the_drawn_features() -> None:
-    x, y = GENERATOR.integers(0, 8, (2, 25)).astype(float)
-    counts = resample_counts(25, 20, GENERATOR)
-    expected = [stats.spearmanr(np.repeat(x, drawn), np.repeat(y, drawn)).statistic for drawn in counts]
-    assert resampled_spearman(x, y, counts) == pytest.approx(expected)
-
-
-def test_resamples_without_spread_have_no_correlation() -> None:
-    x = np.array([1.0, 2.0, 3.0])
-    assert len(resampled_spearman(x, x, np.array([[3, 0, 0], [1, 1, 1]]))) == 1
 
 
 def test_unresolved_features_do_not_count() -> None:

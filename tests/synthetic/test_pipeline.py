@@ -16,10 +16,12 @@ from dvc.repo import Repo
 from stages import train
 from stages.lib.activations.store import open_store
 from stages.lib.io import params
-from synthetic import baseline, generate, score
+from stages.lib.io.errors import UserError
+from stages.lib.run.closure import closure, records
+from stages.lib.run.code import RECORDS, ROOT
+from synthetic import baseline, check, generate, score
 from synthetic.truth import REVISION, load_codes, load_truth
 from tests import toy
-from tests.closure import ROOT, closure
 
 SYNTHETIC = ROOT / "synthetic"
 RUN = ["env", "PYTHONPATH=..", "python", "-m"]
@@ -27,14 +29,8 @@ RUN = ["env", "PYTHONPATH=..", "python", "-m"]
 
 @cache
 def stages() -> dict[str, Any]:
-    """DVC's own stages of this file, with all templates resolved, by name."""
-    found = {stage.addressing: stage for stage in Repo(str(ROOT)).index.stages}
-    prefix = "synthetic/dvc.yaml:"
-    return {name.removeprefix(prefix): stage for name, stage in found.items() if name.startswith(prefix)}
-
-
-def of_python() -> list[str]:
-    return [name for name, stage in stages().items() if stage.cmd.split()[: len(RUN)] == RUN]
+    """DVC's own stages of this project, with all templates resolved, by name."""
+    return {stage.addressing: stage for stage in Repo(str(SYNTHETIC)).index.stages}
 
 
 def module_and_arguments(name: str) -> tuple[str, list[str]]:
@@ -43,9 +39,8 @@ def module_and_arguments(name: str) -> tuple[str, list[str]]:
 
 
 def dependencies(name: str) -> set[str]:
-    """The paths that a stage lists, from the root of the repository."""
-    paths = (SYNTHETIC / dep.def_path for dep in stages()[name].deps if not hasattr(dep, "params"))
-    return {path.resolve().relative_to(ROOT).as_posix() for path in paths}
+    """The paths that a stage lists."""
+    return {dep.def_path for dep in stages()[name].deps if not hasattr(dep, "params")}
 
 
 def declared(name: str) -> set[str]:
@@ -60,38 +55,65 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Any:
     params._document.cache_clear()
 
 
-def test_all_but_the_copies_of_methods_run_a_module() -> None:
-    others = {name for name in stages() if name not in of_python()}
-    assert others and all(name.startswith("method@") for name in others)
-    assert {module_and_arguments(name)[0] for name in of_python()} == {
-        "stages.train", *(f"synthetic.{path.stem}" for path in SYNTHETIC.glob("*.py") if path.stem != "__init__")
-    }  # fmt: skip
+def test_every_stage_runs_a_module_of_its_own_but_train() -> None:
+    assert all(stage.cmd.split()[: len(RUN)] == RUN for stage in stages().values())
+    assert {module_and_arguments(name)[0] for name in stages()} == {"synthetic.check", *check.STAGES}
+    programs = {f"synthetic.{path.stem}" for path in SYNTHETIC.glob("*.py") if "__main__" in path.read_text()}
+    assert programs == {module_and_arguments(name)[0] for name in stages()} - {"stages.train"}
 
 
-@pytest.mark.parametrize("name", of_python())
-def test_a_stage_depends_on_exactly_the_files_it_imports(name: str) -> None:
+@pytest.mark.parametrize("name", sorted({*stages()} - {"check"}))
+def test_a_stage_depends_on_its_record_of_code_and_lists_no_code(name: str, inside: None) -> None:
     module, arguments = module_and_arguments(name)
-    imported = {path.relative_to(ROOT).as_posix() for path in closure(ROOT / (module.replace(".", "/") + ".py"))}
-    # An arm's own file reaches its training through the stage `method`; what the files share is listed.
-    methods = {path for path in imported if path.startswith("stages/saes/")}
-    if methods:
-        assert f"synthetic/data/method/{arguments[0]}.py" in dependencies(name)
-    listed = {path for path in dependencies(name) if path.endswith(".py") and not path.startswith("synthetic/data/")}
-    assert listed == imported - methods
+    record = f"train-{arguments[0]}" if module == "stages.train" else module.rpartition(".")[2]
+    assert {path for path in dependencies(name) if path.startswith("data/check")} == {f"{RECORDS}/{record}.json"}
+    assert not [path for path in dependencies(name) if path.endswith(".py")]
+    assert (SYNTHETIC / RECORDS / f"{record}.json").is_file()
+
+
+def test_the_records_are_those_of_the_code(inside: None) -> None:
+    methods = {arm: section["variant"] for arm, section in params.value("saes").items()}
+    made = records(check.STAGES, {}, methods)
+    assert made == {path.stem: json.loads(path.read_text()) for path in (SYNTHETIC / RECORDS).iterdir()}
 
 
 def test_programs_import_no_other_program() -> None:
-    for path in SYNTHETIC.glob("*.py"):
-        assert "from synthetic" not in path.read_text() and "import synthetic" not in path.read_text()
+    programs = {f"synthetic.{path.stem}" for path in SYNTHETIC.glob("*.py") if "__main__" in path.read_text()}
+    for name in programs - {"synthetic.check"}:
+        files = {path.stem for path in closure(name, {}) if path.parent == SYNTHETIC}
+        assert files & {program.rpartition(".")[2] for program in programs} == {name.rpartition(".")[2]}
 
 
-def test_each_arm_depends_on_the_file_of_its_own_method(inside: None) -> None:
-    for arm, section in params.value("saes").items():
-        assert dependencies(f"method@{arm}") == {f"stages/saes/{section['variant']}.py"}
-        assert section["activations"] == REVISION
+def test_each_arm_is_trained_on_what_is_generated(inside: None) -> None:
+    assert {section["activations"] for section in params.value("saes").values()} == {REVISION}
 
 
-@pytest.mark.parametrize("name", of_python())
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("train", "d_sae"), 0, r"train\.d_sae is 0: input should be greater than 0"),
+        (("saes", "topk", "l0"), [999], r"saes\.topk\.l0 must be whole numbers between 1 and d_sae = 256, not 999"),
+        (("generate", "l0"), -1.0, r"generate\.l0 is -1\.0"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_anything_is_made(
+    path: tuple[str, ...], value: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = toy.yaml.load((SYNTHETIC / "params.yaml").read_text())
+    node = document
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with (tmp_path / "params.yaml").open("w") as handle:
+        toy.yaml.dump(document, handle)
+    monkeypatch.chdir(tmp_path)
+    params._document.cache_clear()
+    with pytest.raises(UserError, match=message):
+        check.settings()
+    params._document.cache_clear()
+
+
+@pytest.mark.parametrize("name", sorted({*stages()} - {"check"}))
 def test_a_stage_reads_exactly_the_settings_it_declares(
     name: str, inside: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,12 +125,12 @@ def test_a_stage_reads_exactly_the_settings_it_declares(
         return real(path)
 
     monkeypatch.setattr(params, "value", value)
-    import_module(module).settings(*arguments)
+    import_module(module).settings(*(arguments if module == "stages.train" else ()))
     assert read == declared(name)
 
 
 def test_every_setting_is_read(inside: None) -> None:
-    read = {path for name in of_python() for path in declared(name)}
+    read = {path for name in stages() for path in declared(name)}
     for section, content in params.document().items():
         if section not in read:
             assert {f"{section}.{name}" for name in content} <= read
@@ -119,9 +141,9 @@ def test_the_lock_file_is_what_the_committed_code_gives(tmp_path: Path, monkeypa
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, tmp_path / name)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "synthetic")
     with Repo() as repo:
-        assert not repo.reproduce("synthetic/dvc.yaml", dry=True, allow_missing=True)
+        assert [stage.addressing for stage in repo.reproduce(dry=True, allow_missing=True)] == ["check"]
 
 
 # In 16 dimensions 16 features, two at once: almost orthogonal, so that 16 learned ones can be all of them.
@@ -162,9 +184,9 @@ def make(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The copy after one `dvc repro synthetic/dvc.yaml`."""
+    """The copy after one `dvc repro` in its folder `synthetic`."""
     directory = make(tmp_path_factory.mktemp("synthetic"))
-    done = toy.run(directory, "dvc", "repro", "synthetic/dvc.yaml")
+    done = toy.run(directory / "synthetic", "dvc", "repro")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return directory
 
@@ -218,8 +240,8 @@ def test_the_page_names_every_arm_and_both_levels(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_a_second_run_has_nothing_to_do_and_leaves_the_main_pipeline_alone(finished: Path) -> None:
-    done = toy.run(finished, "dvc", "repro", "synthetic/dvc.yaml")
-    assert "Running stage" not in done.stdout and "up to date" in done.stdout
+    done = toy.run(finished / "synthetic", "dvc", "repro")
+    assert [line for line in done.stdout.splitlines() if line.startswith("Running")] == ["Running stage 'check':"]
     assert not (finished / "data/activations").exists() and not (finished / "data/train").exists()
     assert (finished / "params.yaml").read_bytes() == (finished / "main.yaml").read_bytes()
 

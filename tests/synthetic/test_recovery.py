@@ -1,7 +1,5 @@
 """Recovery of known dictionaries: values by hand, properties, and agreement with SciPy and scikit-learn."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -18,8 +16,8 @@ from synthetic import generate
 from synthetic.recovery import Families, Firings, directions, frequency_groups
 from synthetic.truth import REVISION
 from synthetic.world import draw_truth
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.settings import parsed, working_directory
+from tests.toy import ROOT
 
 
 def random(n: int, d_in: int, seed: int) -> torch.Tensor:
@@ -76,17 +74,16 @@ def test_chance_is_far_from_zero_and_higher_without_signs() -> None:
 
 
 def default_settings() -> generate.GenerateParams:
-    raw = params.YAML(typ="safe", pure=True).load((ROOT / "synthetic/params.yaml").read_text())["generate"]
+    raw = parsed((ROOT / "synthetic/params.yaml").read_text())["generate"]
     return params.check("generate", raw, generate.GenerateParams)
 
 
-def test_saes_begin_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saes_begin_at_chance() -> None:
     # An initialisation that shared its random numbers with the truth would look like a recovery.
-    monkeypatch.chdir(ROOT / "synthetic")
-    params._document.cache_clear()
-    own, seed = generate.settings(), 0
+    seed = 0
+    with working_directory(ROOT / "synthetic"):
+        own, chosen = generate.settings(), train.settings("topk", str(seed))
     truth = draw_truth(own, seed)
-    chosen = train.settings("topk", str(seed))
     assert chosen.arm.activations == REVISION
     start = train.prepare(chosen, torch.zeros(4, own.d_in), 10).saes[0].W_dec.detach()
     levels = [directions(random(len(start), own.d_in, 100 + i), truth.dictionary).mcc for i in range(20)]
@@ -94,7 +91,6 @@ def test_saes_begin_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     # What the check is there to find: the first directions of the truth, before they were spread out.
     shared = directions(truth.dictionary[: len(start)], truth.dictionary).mcc
     assert shared - np.mean(levels) > 30 * np.std(levels, ddof=1)
-    params._document.cache_clear()
 
 
 def test_frequency_groups_are_equal_and_ordered() -> None:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.lib.activations.store import DTYPES, Scaling, Store
 from stages.lib.run.seeds import numpy_generator
 
 
@@ -57,6 +58,13 @@ def resident(store: Rows, on: torch.device, dtype: torch.dtype, d_in: int, budge
     return Resident(store, on, dtype) if fits else store
 
 
+def nearest_rows(store: Store, on: torch.device) -> Rows:
+    """Where batches come from: a GPU's own memory if the training rows fit into half of what is free there."""
+    if on.type != "cuda":
+        return store
+    return resident(store, on, DTYPES[store.index["dtype"]][0], store.d_in, torch.cuda.mem_get_info(on)[0] / 2)
+
+
 @lru_cache(maxsize=2)
 def starts(seed: int, epoch: int, n_rows: int, size: int) -> Int[np.ndarray, " batch"]:
     """The first row of each batch of an epoch."""
@@ -77,8 +85,8 @@ def read_batch(store: Rows, seed: int, step: int, size: int) -> Float[Tensor, "t
 
 
 def normalised_batches(
-    store: Rows, mean: Float[Tensor, " d_in"], scale: float, *, seed: int, size: int, first: int, stop: int
+    store: Rows, scaling: Scaling, *, seed: int, size: int, steps: range
 ) -> Iterator[Float[Tensor, "token d_in"]]:
-    """Batches `first` to `stop` - 1 as (x - mean) / scale, on the device of `mean`."""
-    for step in range(first, stop):
-        yield read_batch(store, seed, step, size).to(mean.device).sub_(mean).div_(scale)
+    """The normalised batches of some steps, `size` rows each, on the device of the scaling's mean."""
+    for step in steps:
+        yield scaling.normalise_(read_batch(store, seed, step, size).to(scaling.mean.device))

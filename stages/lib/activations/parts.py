@@ -1,7 +1,8 @@
-"""A fixed part of a held-out split: whole windows drawn at random, kept in the order of the text.
+"""Fixed parts of a held-out split, in the order of the text.
 
-Windows and not tokens, so that what is near in the text stays near (nulls that shift labels need it); at random and not
-the first ones, because the documents of one package stand together.
+For analyses these are whole windows drawn at random: windows and not tokens, so that what is near in the text stays
+near (nulls that shift labels need it); at random and not the first ones, because the documents of one package stand
+together. Training looks at short runs of rows spread evenly over the split.
 """
 
 import numpy as np
@@ -10,6 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.lib.activations.store import Store
+
+N_BLOCKS, BLOCK_ROWS = 64, 256
+"""How many runs of rows `spread_rows` takes, and how long they are."""
 
 
 def draw_rows(
@@ -30,3 +34,11 @@ def read_rows(store: Store, split: str, rows: Int[np.ndarray, " chosen"]) -> Flo
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     runs = np.split(rows, breaks)
     return torch.cat([store.rows(split, int(run[0]), int(run[-1]) + 1) for run in runs])
+
+
+def spread_rows(store: Store, split: str) -> Float[Tensor, "token d_in"]:
+    """Raw activations from all over a split, in blocks that are spread evenly."""
+    n_rows = store.n_rows(split)
+    n_blocks = min(N_BLOCKS, -(-n_rows // BLOCK_ROWS))
+    starts = [n_rows * block // n_blocks for block in range(n_blocks)]
+    return torch.cat([store.rows(split, start, min(start + BLOCK_ROWS, n_rows)) for start in starts])

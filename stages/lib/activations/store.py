@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +66,23 @@ def shard_header(index: dict[str, Any], split: str, number: int, rows: int) -> b
     text = json.dumps(fields).encode()
     text += b" " * (-(8 + len(text) + middle) % PAGE)
     return len(text).to_bytes(8, "little") + text
+
+
+class Scaling(NamedTuple):
+    """What training does to raw activations: (x - mean) / scale has mean 0 and a mean squared norm of 1."""
+
+    mean: Tensor
+    """The mean of the training rows, [d_in]."""
+    scale: float
+    """The root of their mean ||x - mean||^2."""
+
+    def normalise_(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
+        """Normalise raw activations in place, and return them."""
+        return x.sub_(self.mean).div_(self.scale)
+
+    def raw(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
+        """Raw activations from normalised ones."""
+        return x * self.scale + self.mean
 
 
 class Store:
@@ -123,6 +140,10 @@ class Store:
             if handle.read(len(header)) != header:
                 raise UserError(f"{path} belongs to other activations than {self.directory}/index.json says: {REMEDY}")
         return path, len(header), shard["rows"]
+
+    def scaling(self, on: torch.device | str = "cpu") -> Scaling:
+        """The normalisation of these activations, for rows on a device."""
+        return Scaling(self.mean.to(on), self.scale)
 
     def n_rows(self, split: str) -> int:
         """How many rows the split has."""

@@ -4,13 +4,13 @@ A fixed number of tokens of a split, as whole windows drawn at random and in tex
 (`stages.lib.activations.parts`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.lib.activations.parts import draw_rows, read_rows
@@ -32,6 +32,15 @@ class Batch(NamedTuple):
     """Numbered from 0 within the part, without gaps."""
 
 
+def in_first_half(documents: Int[np.ndarray, " any"]) -> Bool[np.ndarray, " any"]:
+    """Which documents, by number, are in the first of the two halves in which a part is measured twice.
+
+    By parity, so that both halves have documents from everywhere in the split.
+    """
+    even: npt.NDArray[np.bool_] = documents % 2 == 0
+    return even
+
+
 @dataclass(frozen=True)
 class Labelled:
     """A part of a split; labels and ids are in memory, activations are read as they are needed."""
@@ -47,6 +56,15 @@ class Labelled:
     def __len__(self) -> int:
         """How many tokens the part has."""
         return len(self.rows)
+
+    def x(self) -> Float[Tensor, "token d_in"]:
+        """The raw activations of all tokens."""
+        return read_rows(self.store, self.split, self.rows)
+
+    def halves(self) -> tuple[Int[np.ndarray, " first"], Int[np.ndarray, " second"]]:
+        """The places of the tokens of the first half's documents and of the second's, in the order of the text."""
+        first = in_first_half(self.documents)
+        return np.flatnonzero(first), np.flatnonzero(~first)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All tokens, `size` at a time."""
@@ -77,6 +95,25 @@ def usable_concepts(parts: Sequence[Labelled]) -> npt.NDArray[np.int64]:
     if not usable.any():
         raise UserError("no concept is present and absent in every split: raise tokens.n_fit, n_validation and n_test")
     return np.flatnonzero(usable)
+
+
+def frequent_concepts(parts: Collection[Labelled], min_positives: int) -> npt.NDArray[np.int64]:
+    """The concepts that enough tokens of every part have, and enough have not.
+
+    Raises:
+        UserError: if there is none.
+    """
+    counts = np.min([part.labels.sum(axis=0) for part in parts], axis=0)
+    # A concept that is on everywhere has no tokens without it to compare with.
+    missing = np.min([(~part.labels).sum(axis=0) for part in parts], axis=0)
+    kept = np.flatnonzero((counts >= min_positives) & (missing >= min_positives))
+    if not len(kept):
+        raise UserError(
+            f"no concept has {min_positives} tokens in each part (the most frequent of {len(counts)} has "
+            f"{int(counts.max(initial=0))}): lower emergence.min_positives or raise emergence.n_fit, "
+            "emergence.n_validation and emergence.n_test"
+        )
+    return kept
 
 
 def with_concepts(part: Labelled, concepts: npt.NDArray[np.int64]) -> Labelled:

@@ -96,13 +96,11 @@ def chance_level(
     return level
 
 
-def corrected(
-    f1: Float[np.ndarray, "*batch concept"], f0: Float[np.ndarray, "*#batch concept"]
-) -> Float[np.ndarray, "*batch concept"]:
-    """cc, not floored; 0 where even chance is perfect."""
-    room = np.broadcast_to(1 - f0, f1.shape)
-    cc: npt.NDArray[np.float64] = np.divide(f1 - f0, room, out=np.zeros(f1.shape), where=room > 0)
-    return cc
+def corrected(score: Float[np.ndarray, "*any"], chance: Float[np.ndarray, "*#any"]) -> Float[np.ndarray, "*any"]:
+    """(S - S0) / (1 - S0): 0 at chance, 1 for a perfect score, negative below chance; 0 where chance is perfect."""
+    room = np.broadcast_to(1 - chance, score.shape)
+    result: npt.NDArray[np.float64] = np.divide(score - chance, room, out=np.zeros(score.shape), where=room > 0)
+    return result
 
 
 def averages(

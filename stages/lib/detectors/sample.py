@@ -71,7 +71,7 @@ def draw_sample(parts: Parts, n_shifts: int, generator: np.random.Generator) -> 
     """Read the activations and draw the shifts."""
     mean_run = max(concept.mean_run for concept in parts.concepts)
     shifts = {s: offsets(len(parts.sample[s]), mean_run, n_shifts, generator) for s in ("validation", "test")}
-    x = {split: torch.cat([batch.x for batch in part.batches(len(part))]) for split, part in parts.sample.items()}
+    x = {split: part.x() for split, part in parts.sample.items()}
     return Sample(parts.sample, x, shifts)
 
 

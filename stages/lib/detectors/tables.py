@@ -13,20 +13,20 @@ from jaxtyping import Bool
 
 from stages.lib.concepts.labels import Concept
 from stages.lib.detectors.choose import Detected
-from stages.lib.detectors.coverage import Score, always_on, averages, corrected
+from stages.lib.detectors.coverage import always_on, averages, corrected
 from stages.lib.detectors.firings import N_LEVELS
 from stages.lib.io.summary import Row
 from stages.lib.stats.intervals import percentile_interval
 
 BEYOND_TOKEN = ("contextual", "syntactic")
 """Kinds of concepts that the token alone does not tell."""
+BASES = ("residual", "pca")
+"""The baselines whose detectors are features of another basis."""
 
 
 class Key(NamedTuple):
-    """A set of detectors, one a concept."""
+    """An SAE of an arm."""
 
-    kind: str
-    """`sae`, `residual`, `pca`, `token` or `probe`."""
     level: int
     seed: int
 
@@ -44,53 +44,59 @@ class ProbeScores(NamedTuple):
 class Judged(NamedTuple):
     """All results of an arm."""
 
-    detected: dict[Key, Detected]
+    saes: dict[Key, Detected]
+    baselines: dict[str, Detected]
+    """Without an SAE: `token`, `probe`, `residual` and `pca`."""
     aurocs: list[ProbeScores]
     concepts: list[Concept]
     prevalence: npt.NDArray[np.float64]
     """On test, [concept]."""
-    control: Key
-    """The seed and level that stand for what does not depend on the SAE."""
-
-    def of(self, kind: str) -> Score:
-        """The scores of a baseline."""
-        return self.detected[self.control._replace(kind=kind)].score
+    at: Key
+    """The level and seed under which stands what does not depend on the SAE."""
 
     def contextual(self) -> Bool[np.ndarray, " concept"]:
         """Concepts that need more than the token, and nothing that comes after it."""
         return np.array([one.kind in BEYOND_TOKEN and not one.needs_lookahead for one in self.concepts])
 
 
-def concept_table(judged: Judged, kinds: tuple[str, ...]) -> pd.DataFrame:
-    """One row a concept for each set of features of the given kinds; low and high belong to f1."""
-    tables = []
-    token, probe = judged.of("token").f1, judged.of("probe").f1
-    for key, (found, f0, choice) in judged.detected.items():
-        if key.kind not in kinds:
-            continue
-        assert choice is not None, f"{key.kind} has no features"
-        cc = corrected(found.f1, f0)
-        low, high = np.quantile(found.resampled, [0.025, 0.975], axis=0)
-        table = {
-            "concept": [one.name for one in judged.concepts],
-            "kind": [one.kind for one in judged.concepts],
-            "needs_lookahead": [one.needs_lookahead for one in judged.concepts],
-            "prevalence": judged.prevalence,
-            "best_feature": choice.feature,
-            "threshold": choice.level / N_LEVELS,
-            "f1_validation": choice.score,
-            "f1": found.f1,
-            "f1_low": low,
-            "f1_high": high,
-            "f1_token": token,
-            "f1_probe": probe,
-            "f1_chance": f0,
-            "cc_f1": np.maximum(cc, 0),
-            "cc_f1_unfloored": cc,
-            "cc_f1_contextual": np.maximum(corrected(found.f1, np.maximum(f0, token)), 0),
-            "mcc": found.mcc,
-        }
-        tables.append(pd.DataFrame(table).assign(basis=key.kind, level=key.level, seed=key.seed))
+def _concept_rows(judged: Judged, detected: Detected, basis: str, key: Key) -> pd.DataFrame:
+    """One row a concept; low and high belong to f1."""
+    found, f0, choice = detected
+    assert choice is not None, f"{basis} has no features"
+    token = judged.baselines["token"].score.f1
+    cc = corrected(found.f1, f0)
+    low, high = np.quantile(found.resampled, [0.025, 0.975], axis=0)
+    table = {
+        "concept": [one.name for one in judged.concepts],
+        "kind": [one.kind for one in judged.concepts],
+        "needs_lookahead": [one.needs_lookahead for one in judged.concepts],
+        "prevalence": judged.prevalence,
+        "best_feature": choice.feature,
+        "threshold": choice.level / N_LEVELS,
+        "f1_validation": choice.score,
+        "f1": found.f1,
+        "f1_low": low,
+        "f1_high": high,
+        "f1_token": token,
+        "f1_probe": judged.baselines["probe"].score.f1,
+        "f1_chance": f0,
+        "cc_f1": np.maximum(cc, 0),
+        "cc_f1_unfloored": cc,
+        "cc_f1_contextual": np.maximum(corrected(found.f1, np.maximum(f0, token)), 0),
+        "mcc": found.mcc,
+    }
+    return pd.DataFrame(table).assign(basis=basis, level=key.level, seed=key.seed)
+
+
+def concept_table(judged: Judged) -> pd.DataFrame:
+    """One row a concept for each SAE."""
+    tables = [_concept_rows(judged, found, "sae", key) for key, found in judged.saes.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def basis_table(judged: Judged) -> pd.DataFrame:
+    """One row a concept for each other basis, with the columns of `concept_table`."""
+    tables = [_concept_rows(judged, judged.baselines[name], name, judged.at) for name in BASES]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -107,21 +113,21 @@ def probe_table(aurocs: list[ProbeScores], concepts: list[str]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _averages(judged: Judged, key: Key) -> Iterator[Row]:
-    """The averages of one set of detectors with their intervals; all but the SAEs' have the kind in the name."""
-    found, f0, _ = judged.detected[key]
-    token, mask = judged.of("token"), judged.contextual()
+def _averages(judged: Judged, detected: Detected, key: Key, suffix: str = "") -> Iterator[Row]:
+    """The averages of one set of detectors with their intervals; those of the baselines have a suffix to their name."""
+    found, f0, _ = detected
+    token, mask = judged.baselines["token"].score, judged.contextual()
     resampled = averages(found.resampled, token.resampled, f0, mask)
-    suffix = "" if key.kind == "sae" else f"_{key.kind}"
     for name, value in averages(found.f1, token.f1, f0, mask).items():
         low, high = percentile_interval(resampled[name].tolist()) or (None, None)
         n = int(mask.sum()) if name.endswith("_contextual") else len(mask)
-        yield Row(key.level, key.seed, name + suffix, float(value), low, high, n)
+        yield Row(*key, name + suffix, float(value), low, high, n)
 
 
-def _sae_rows(judged: Judged, key: Key) -> Iterator[Row]:
-    (found, f0, choice), probe = judged.detected[key], judged.of("probe")
-    assert choice is not None, f"{key.kind} has no features"
+def _sae_rows(judged: Judged, detected: Detected, key: Key) -> Iterator[Row]:
+    """What is measured of SAEs alone."""
+    (found, f0, choice), probe = detected, judged.baselines["probe"].score
+    assert choice is not None, "an SAE has features"
     ahead = np.array([one.needs_lookahead for one in judged.concepts])
     values = {
         "coverage_validation": float(choice.score.mean()),
@@ -129,34 +135,39 @@ def _sae_rows(judged: Judged, key: Key) -> Iterator[Row]:
         "mcc": float(found.mcc.mean()),
     }
     for name, value in values.items():
-        yield Row(key.level, key.seed, name, value, n=len(ahead))
+        yield Row(*key, name, value, n=len(ahead))
     if ahead.any():
         cc = np.maximum(corrected(found.f1, f0)[ahead], 0)
-        yield Row(key.level, key.seed, "cc_coverage_lookahead", float(cc.mean()), n=int(ahead.sum()))
+        yield Row(*key, "cc_coverage_lookahead", float(cc.mean()), n=int(ahead.sum()))
     if probe.f1.any():
         below = probe.resampled.mean(1)
         ratios = found.resampled.mean(1)[below > 0] / below[below > 0]
         low, high = percentile_interval(ratios.tolist()) or (None, None)
         ratio = float(found.f1.mean() / probe.f1.mean())
-        yield Row(key.level, key.seed, "f1_over_probe", ratio, low, high, len(ahead))
+        yield Row(*key, "f1_over_probe", ratio, low, high, len(ahead))
+
+
+def _lookup_rows(judged: Judged) -> Iterator[Row]:
+    """What the token alone tells."""
+    lookup, mask = judged.baselines["token"].score, judged.contextual()
+    low, high = percentile_interval(lookup.resampled.mean(1).tolist()) or (None, None)
+    yield Row(*judged.at, "token_lookup_f1", float(lookup.f1.mean()), low, high, len(mask))
+    if mask.any():
+        low, high = percentile_interval(lookup.resampled[:, mask].mean(1).tolist()) or (None, None)
+        value = float(lookup.f1[mask].mean())
+        yield Row(*judged.at, "token_lookup_f1_contextual", value, low, high, int(mask.sum()))
+    yield Row(*judged.at, "always_on_f1", float(always_on(judged.prevalence).mean()), n=len(mask))
 
 
 def summary_rows(judged: Judged) -> Iterator[Row]:
     """Every number of the arm's summary."""
-    level, seed, mask = judged.control.level, judged.control.seed, judged.contextual()
-    for key in judged.detected:
-        if key.kind != "token":
-            yield from _averages(judged, key)
-        if key.kind == "sae":
-            yield from _sae_rows(judged, key)
-    lookup = judged.of("token")
-    low, high = percentile_interval(lookup.resampled.mean(1).tolist()) or (None, None)
-    yield Row(level, seed, "token_lookup_f1", float(lookup.f1.mean()), low, high, len(mask))
-    if mask.any():
-        low, high = percentile_interval(lookup.resampled[:, mask].mean(1).tolist()) or (None, None)
-        value = float(lookup.f1[mask].mean())
-        yield Row(level, seed, "token_lookup_f1_contextual", value, low, high, int(mask.sum()))
-    yield Row(level, seed, "always_on_f1", float(always_on(judged.prevalence).mean()), n=len(mask))
+    for key, found in judged.saes.items():
+        yield from _averages(judged, found, key)
+        yield from _sae_rows(judged, found, key)
+    for name, found in judged.baselines.items():
+        if name != "token":
+            yield from _averages(judged, found, judged.at, f"_{name}")
+    yield from _lookup_rows(judged)
     for one in judged.aurocs:
         name = "probe_dense_auroc" if one.k is None else f"probe_k{one.k}_auroc"
         yield Row(one.level, one.seed, name, float(one.auroc.mean()), n=len(one.auroc))

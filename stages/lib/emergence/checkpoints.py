@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
+from stages.lib.detectors.counts import Choice
 from stages.lib.detectors.coverage import corrected
 from stages.lib.emergence import trajectories
-from stages.lib.emergence.curves import Half, Sample, Selection, chance_f1, churn, score, select
+from stages.lib.emergence.curves import Half, Sample, Scores, Selection, Shifts, chance_f1, churn, score, select
 from stages.lib.features.clusters import effective_rank, spread, unit_rows
 from stages.lib.io.errors import UserError
 from stages.lib.io.tensors import describe, load
@@ -93,44 +94,57 @@ def at_checkpoint(final: SAE, path: Path) -> SAE:
     return replace(final, **weights)
 
 
+class Measured(NamedTuple):
+    """What is kept of one checkpoint."""
+
+    halves: tuple[Half, Half]
+    scores: Scores
+    """With detectors chosen at this checkpoint, and with those of the last one."""
+    directions: Float[np.ndarray, "d_sae d_in"]
+    encoder_cosine: Float[np.ndarray, " d_sae"]
+
+
+def measure(sae: SAE, chosen: Selection, end: Choice, test: Sample) -> Measured:
+    """The numbers of one checkpoint, of which `chosen` is the selection; `end` are the last one's detectors."""
+    return Measured(
+        chosen.halves,
+        score(sae, test, [chosen.choice, end], chosen.maximum),
+        unit_rows(sae.W_dec.numpy()),
+        torch.nn.functional.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1).numpy(),
+    )
+
+
 def follow(
-    member: Member,
-    validation: Sample,
-    test: Sample,
-    *,
-    mean_run: float,
-    n_shifts: int,
-    generator: np.random.Generator,
-    progress: Callable[[float], None],
+    member: Member, validation: Sample, test: Sample, shifts: Shifts, progress: Callable[[float], None]
 ) -> Followed:
-    """Measure every checkpoint; the last one first, because its detectors are traced back through the others."""
+    """Measure every checkpoint; the last one first, because its detectors are traced back through the others.
+
+    `progress` is told the FVU of each checkpoint that is done.
+    """
     saved = checkpoints(member.directory)
     final = load_sae(member.directory)
     last = at_checkpoint(final, saved[-1].path)
     end = select(last, validation)
-    f0 = chance_f1(last, end, test, mean_run=mean_run, n_shifts=n_shifts, generator=generator)
-    parts, scores, directions, alignment = [], [], [], []
+    f0 = chance_f1(last, end, test, shifts)
+    found: list[Measured] = []
     for one in saved:
         sae = at_checkpoint(final, one.path)
-        chosen: Selection = end if one is saved[-1] else select(sae, validation)
-        scores.append(score(sae, test, [chosen.choice, end.choice], chosen.maximum))
-        parts.append(chosen.halves)
-        directions.append(unit_rows(sae.W_dec.numpy()))
-        alignment.append(torch.nn.functional.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1).numpy())
-        progress(scores[-1].fvu)
+        chosen = end if one is saved[-1] else select(sae, validation)
+        found.append(measure(sae, chosen, end.choice, test))
+        progress(found[-1].scores.fvu)
     return Followed(
         member,
         np.array([one.step for one in saved]),
         np.array([one.tokens for one in saved]),
-        np.stack(directions),
-        np.stack(alignment),
-        parts,
+        np.stack([one.directions for one in found]),
+        np.stack([one.encoder_cosine for one in found]),
+        [one.halves for one in found],
         len(validation.x),
-        np.stack([one.f1[0] for one in scores]),
-        np.stack([one.f1[1] for one in scores]),
+        np.stack([one.scores.f1[0] for one in found]),
+        np.stack([one.scores.f1[1] for one in found]),
         f0,
-        np.array([one.fvu for one in scores]),
-        np.array([one.l0 for one in scores]),
+        np.array([one.scores.fvu for one in found]),
+        np.array([one.scores.l0 for one in found]),
     )
 
 

@@ -1,20 +1,20 @@
 """What the features of one checkpoint detect: F1 of every concept, and each feature's own numbers on two halves.
 
 The best feature and level of a concept are chosen on validation tokens and scored on test tokens, anew at every
-checkpoint (science 3.4). Validation documents are in two halves, so that a change of a feature's best concept between
+checkpoint. Validation documents are in two halves, so that a change of a feature's best concept between
 checkpoints can be compared with the change between two measurements of the same checkpoint.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.lib.detectors.counts import Choice, Confusion, Table, f1, mcc
 from stages.lib.detectors.coverage import chance_level
 from stages.lib.detectors.firings import Firings, encoded_firings, joined, largest, level_of, listed
-from stages.lib.detectors.label_sums import Members, Words, detector_counts, members
+from stages.lib.detectors.label_sums import Members, Words, detector_counts, in_words, members
 from stages.lib.detectors.null import Track, concept_null, offsets, record
 from stages.lib.sae.saved import SAE, Encoder
 
@@ -23,7 +23,7 @@ BLOCK = 2048
 
 
 class Sample(NamedTuple):
-    """Tokens of a held-out split, the documents of the first half before those of the second."""
+    """Tokens of a held-out split, those of its first half before those of its second (`Labelled.halves`)."""
 
     x: Tensor
     """[token, d_in]"""
@@ -40,6 +40,27 @@ class Sample(NamedTuple):
     def halves(self) -> tuple[slice, slice]:
         """The tokens of each half."""
         return slice(0, self.n_first), slice(self.n_first, len(self.x))
+
+
+def make_sample(x: Float[Tensor, "token d_in"], labels: Bool[np.ndarray, "token concept"], n_first: int) -> Sample:
+    """A sample with what all checkpoints need of it."""
+    variation = float((x - x.double().mean(dim=0)).square().sum())
+    return Sample(x, labels, n_first, variation, in_words(labels))
+
+
+class Shifts(NamedTuple):
+    """By how many tokens labels are shifted, for the chance level, [shift]."""
+
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def draw_shifts(
+    validation: Sample, test: Sample, mean_run: float, n_shifts: int, generator: np.random.Generator
+) -> Shifts:
+    """Random shifts of both samples; `mean_run` is that of the concept with the longest runs."""
+    by = (offsets(len(sample.labels), mean_run, n_shifts, generator) for sample in (validation, test))
+    return Shifts(*by)
 
 
 class Half(NamedTuple):
@@ -124,20 +145,10 @@ def score(sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.nda
     return Scores(scores, error / sample.variation, len(fired.row) / len(sample.x))
 
 
-def chance_f1(
-    sae: SAE,
-    selection: Selection,
-    test: Sample,
-    *,
-    mean_run: float,
-    n_shifts: int,
-    generator: np.random.Generator,
-) -> Float[np.ndarray, " concept"]:
+def chance_f1(sae: SAE, selection: Selection, test: Sample, shifts: Shifts) -> Float[np.ndarray, " concept"]:
     """F0 of each concept on the test tokens (`stages.lib.detectors.coverage`): the selection, on shifted labels."""
     track = record(Encoder(sae), test.x, selection.maximum, test.labels)
-    by_validation = offsets(len(selection.track.labels), mean_run, n_shifts, generator)
-    by_test = offsets(len(test.labels), mean_run, n_shifts, generator)
-    null = concept_null(selection.track, track, by_validation, by_test)
+    null = concept_null(selection.track, track, shifts.validation, shifts.test)
     return chance_level(test.labels.mean(axis=0), null)
 
 

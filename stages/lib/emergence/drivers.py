@@ -9,15 +9,20 @@ means of tokens with and without the concept and delta their difference:
     lexicality       F1 of the best list of tokens
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
 from stages.lib.concepts.directions import mean_differences
+from stages.lib.concepts.labelled import Labelled
+from stages.lib.concepts.labels import Concept
 from stages.lib.detectors.counts import f1
 from stages.lib.detectors.probes import accepted_ids, lookup
+from stages.lib.emergence.curves import Sample
 from stages.lib.stats.correlation import mean_ranks, spearman
 from stages.lib.stats.intervals import Interval, percentile_interval
 
@@ -83,6 +88,22 @@ def lexicality(fit: Ids, validation: Ids, test: Ids, d_vocab: int) -> Float[np.n
     both = np.where(accepted, together, 0).sum(axis=0)
     fired = np.where(accepted, seen[:, None], 0).sum(axis=0)
     return np.asarray(f1(both, fired, together.sum(axis=0)), dtype=np.float64)
+
+
+def properties(concepts: Sequence[Concept], parts: Mapping[str, Labelled], fit: Sample) -> pd.DataFrame:
+    """One row a concept with what could make it emerge early; `fit` is the part of that name with its activations."""
+    apart = contrast(fit.x.numpy(), fit.labels)
+    d_vocab = 1 + max(int(part.tokens.max()) for part in parts.values())
+    ids = {split: Ids(part.tokens, part.labels) for split, part in parts.items()}
+    return pd.DataFrame({
+        "concept": [concept.name for concept in concepts],
+        "kind": [concept.kind for concept in concepts],
+        "prevalence": fit.labels.mean(axis=0),
+        "variance_share": apart.variance_share,
+        "separability": apart.separability,
+        "lexicality": lexicality(ids["fit"], ids["validation"], ids["test"], d_vocab),
+        "redundancy": redundancy(fit.labels),
+    })  # fmt: skip
 
 
 class Correlation(NamedTuple):

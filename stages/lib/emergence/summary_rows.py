@@ -164,11 +164,12 @@ def _emerging(followed: Followed, times: pd.DataFrame) -> dict[str, float]:
 def seed_rows(
     followed: Followed, others: list[Followed], by_checkpoint: pd.DataFrame, times: pd.DataFrame, own: Thresholds
 ) -> list[Row]:
-    """The numbers of one SAE."""
+    """The numbers of one SAE; the tables are those of all seeds."""
+    level, seed = followed.member.level, followed.member.seed
     one, two = followed.halves[-1]
     d_sae, n_concepts = len(one.n_firings), followed.f1.shape[1]
     enough = (one.n_firings >= own.min_firings) & (two.n_firings >= own.min_firings)
-    changes = by_checkpoint[["churn", "churn_null"]].dropna()
+    changes = by_checkpoint.loc[by_checkpoint["seed"] == seed, ["churn", "churn_null"]].dropna()
     churn = {} if changes.empty else {
         "churn": float(changes["churn"].mean()), "churn_null": float(changes["churn_null"].mean()),
         "churn_excess": float((changes["churn"] - changes["churn_null"]).mean()),
@@ -179,7 +180,6 @@ def seed_rows(
         (_emerging(followed, times), n_concepts), (churn, len(changes)),
         (_reliability(followed.halves[-1], enough), int(enough.sum())),
     ]  # fmt: skip
-    level, seed = followed.member.level, followed.member.seed
     return [Row(level, seed, name, value, n=n) for numbers, n in groups for name, value in numbers.items()]
 
 

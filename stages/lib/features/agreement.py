@@ -99,13 +99,7 @@ def _contrast(
     found = contrast(matrix, labels, seeds, n_permutations, generator) if runs else None
     if found is None:
         return None
-    same = table["arm"] == table["other_arm"]
-    by_pair = [
-        float(group[same[group.index]]["mcc"].mean() - group[~same[group.index]]["mcc"].mean())
-        for _, group in table.groupby(
-            [table[["seed", "other_seed"]].min(axis=1), table[["seed", "other_seed"]].max(axis=1)]
-        )
-    ]
+    by_pair = _by_seed_pair(table)
     return {
         "within": found.within,
         "between": found.between,
@@ -116,6 +110,16 @@ def _contrast(
         "n_runs": len(runs),
         "n_seed_pairs": len(by_pair),
     }
+
+
+def _by_seed_pair(table: pd.DataFrame) -> list[float]:
+    """For each pair of seeds, the agreement within arms less that between arms."""
+    same = table["arm"] == table["other_arm"]
+    seeds = table[["seed", "other_seed"]]
+    return [
+        float(group[same[group.index]]["mcc"].mean() - group[~same[group.index]]["mcc"].mean())
+        for _, group in table.groupby([seeds.min(axis=1), seeds.max(axis=1)])
+    ]
 
 
 def shared_curves(dictionaries: Sequence[Dictionary], generator: torch.Generator) -> pd.DataFrame:

@@ -50,6 +50,16 @@ def best_cosines(left: Float[Tensor, "left d_in"], right: Float[Tensor, "right d
     return cosines(left, right).amax(dim=1)
 
 
+def stability(
+    own: Float[Tensor, "d_sae d_in"], others: Sequence[Float[Tensor, "other d_in"]]
+) -> Float[np.ndarray, " d_sae"]:
+    """Each feature's largest decoder cosine with a feature of any other SAE; NaN where there is no other."""
+    if not others:
+        return np.full(len(own), np.nan)
+    best: npt.NDArray[np.float32] = torch.stack([best_cosines(own, other) for other in others]).amax(0).cpu().numpy()
+    return best
+
+
 def shared_fraction(best: Float[Tensor, " left"], thresholds: Sequence[float]) -> list[float]:
     """P(best cosine > threshold), the shared-feature curve."""
     return [float((best > threshold).double().mean()) for threshold in thresholds]

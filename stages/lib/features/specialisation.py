@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.special import gammaln
 
+from stages.lib.detectors.coverage import corrected
 from stages.lib.detectors.firings import Firings
 
 
@@ -102,13 +103,6 @@ def _log_choose(log_factorial: npt.NDArray[np.float64], n: npt.NDArray[np.int64]
     return result
 
 
-def calibrated(score: Float[np.ndarray, "*any"], chance: Float[np.ndarray, "*#any"]) -> Float[np.ndarray, "*any"]:
-    """(S - S0) / (1 - S0): 0 at chance, 1 for a perfect score, negative below chance; 0 where chance is perfect."""
-    room = np.broadcast_to(1 - chance, score.shape)
-    result: npt.NDArray[np.float64] = np.divide(score - chance, room, out=np.zeros_like(score), where=room > 0)
-    return result
-
-
 def purity(
     both: Int[np.ndarray, "feature concept"],
     fired: Int[np.ndarray, " feature"],
@@ -117,4 +111,4 @@ def purity(
 ) -> Float[np.ndarray, "feature concept"]:
     """(P(concept | f > 0) - p_c) / (1 - p_c), 0 for features that never fire."""
     share = both / np.maximum(fired, 1)[:, None]
-    return np.where(fired[:, None] > 0, calibrated(share, positives / n), 0.0)
+    return np.where(fired[:, None] > 0, corrected(share, positives / n), 0.0)

@@ -15,7 +15,7 @@ from stages.lib.concepts.labelled import Batch
 from stages.lib.detectors.counts import Confusion, Table, f1, mcc
 from stages.lib.detectors.coverage import always_on, corrected
 from stages.lib.detectors.firings import encoded_firings, level_of
-from stages.lib.features.specialisation import Tally, calibrated, plugin_entropy, purity, rarefied_entropy
+from stages.lib.features.specialisation import Tally, plugin_entropy, purity, rarefied_entropy
 from stages.lib.run.machine import device
 from stages.lib.sae.saved import SAE, Encoder
 from stages.lib.stats.reliability import rates
@@ -117,7 +117,7 @@ def feature_table(
             "mcc_validation": chosen_by[0].max(1),
             "mcc": own_mcc,
             "mcc_chance": chance,
-            "mcc_calibrated": calibrated(own_mcc, chance),
+            "mcc_calibrated": corrected(own_mcc, chance),
             "f1": own_f1,
             "cc_f1": own_cc,
             "purity": own_purity,

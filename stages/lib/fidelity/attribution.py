@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.lib.language.patching import index_batches
+from stages.lib.language.patching import WindowLoss, index_batches
+from stages.lib.sae.saved import SAE
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """`metric(x, windows)`: m of each row of x [row, pos, d_in], standing for the window of the index beside it."""
@@ -125,3 +127,79 @@ def strata(
 def completeness_error(scores: Float[Tensor, " node"], effect: float) -> float | None:
     """How far the scores' sum is from the effect of taking all nodes off, relative to it; None without an effect."""
     return (scores.double().sum().item() - effect) / effect if effect else None
+
+
+class CleanRun(NamedTuple):
+    """Windows with nothing replaced, which all SAEs on the same activations share."""
+
+    loss: WindowLoss
+    slopes: Tensor
+    """The gradient of m at the clean x, [window, pos, d_in]."""
+    batch: int
+    """How many windows run at a time."""
+
+
+class Measured(NamedTuple):
+    """The ablated nodes of one SAE, and what concerns all its nodes."""
+
+    table: pd.DataFrame
+    """A row per node and stratum."""
+    whole: dict[str, float | None]
+
+
+class Scores(NamedTuple):
+    """All active nodes of an SAE, and the two estimates for each."""
+
+    nodes: Nodes
+    grad_x_act: Tensor
+    ig: Tensor
+
+
+def measure(clean: CleanRun, sae: SAE, ig_steps: int, n_nodes: int, generator: np.random.Generator) -> Measured:
+    """Scores of all active nodes, and exact ablations of a sample: about `n_nodes`, a third by each of the strata."""
+    with torch.no_grad():
+        feature_acts = sae.encode(clean.loss.x) * clean.loss.counted[..., None]
+        contribution = feature_acts @ sae.W_dec
+    scores = score(clean, sae, active_nodes(feature_acts), contribution, ig_steps)
+    activation = scores.nodes.activation.cpu().numpy()
+    drawn = dict(strata(scores.grad_x_act.cpu().numpy(), activation, n_nodes // 3, generator))
+    rows = np.unique(np.concatenate([*drawn.values()]))
+    naive = sae.W_enc.abs().mean(0) * (feature_acts.sum((0, 1)) / clean.loss.counted.sum())
+    columns = {
+        **scores.nodes._asdict(),
+        "grad_x_act": scores.grad_x_act,
+        "ig": scores.ig,
+        "naive": naive[scores.nodes.feature],
+    }
+    table = pd.DataFrame({key: values.cpu().numpy()[rows] for key, values in columns.items()})
+    sample = scores.nodes.take(torch.from_numpy(rows))
+    table["ablation"] = ablations(clean.loss, clean.loss.x, sample, sae.W_dec, clean.batch).cpu().numpy()
+    taken = [table[np.isin(rows, chosen)].assign(stratum=stratum) for stratum, chosen in drawn.items()]
+    return Measured(pd.concat(taken, ignore_index=True), checks(clean, contribution, scores))
+
+
+def score(
+    clean: CleanRun, sae: SAE, nodes: Nodes, contribution: Float[Tensor, "window pos d_in"], ig_steps: int
+) -> Scores:
+    """The estimates for all nodes: from the gradient at the clean x, and from the path that takes all features off."""
+    loss = clean.loss
+    paths = path_gradient(loss, loss.x, contribution, ig_steps, clean.batch)
+    slopes = (clean.slopes, paths)
+    return Scores(nodes, *(removal_scores(nodes, slope, sae.W_dec) for slope in slopes))
+
+
+@torch.no_grad()
+def checks(clean: CleanRun, contribution: Float[Tensor, "window pos d_in"], scores: Scores) -> dict[str, float | None]:
+    """How exact the patching is (the largest change of a loss, in nats, that should be 0), and how complete the scores.
+
+    `contribution` is `f W_dec`.
+    """
+    loss, parts = clean.loss, [*index_batches(len(clean.loss.x), clean.batch)]
+    error = loss.x - contribution
+    exact = [loss.by_position((contribution + error)[some], some) for some in parts]
+    total = float(torch.cat([loss(error[some], some) for some in parts]).sum())
+    return {
+        "hook_max_error": float(torch.cat(exact).abs().max()),
+        "completeness_ig": completeness_error(scores.ig, total),
+        "completeness_grad_x_act": completeness_error(scores.grad_x_act, total),
+    }

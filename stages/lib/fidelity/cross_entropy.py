@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from stages.lib.language.patching import (
@@ -56,18 +56,25 @@ def spread(n_windows: int, n_chosen: int) -> Int[np.ndarray, " chosen"]:
     return np.unique(np.linspace(0, n_windows - 1, min(n_chosen, n_windows)).round().astype(np.int64))
 
 
+class Site(NamedTuple):
+    """Where a language model's activation is replaced."""
+
+    model: "TransformerBridge"
+    hook_name: str
+    mean: Tensor
+    """The mean training activation, [d_in]."""
+
+
 @torch.no_grad()
 def window_sums(
-    model: "TransformerBridge",
-    hook_name: str,
+    site: Site,
     tokens: Int[Tensor, "window pos"],
     valid: Bool[Tensor, "window pos"],
-    mean: Float[Tensor, " d_in"],
     saes: Sequence[SAE],
     generator: torch.Generator,
 ) -> Sums:
     """The sums of one batch of windows; the random directions are the same for all SAEs."""
-    clean = run_clean(model, tokens, hook_name)
+    clean = run_clean(site.model, tokens, site.hook_name)
     counts = scored(valid)
     x = clean.x[valid]
 
@@ -76,7 +83,7 @@ def window_sums(
         return sums
 
     def logits_with(replacement: Tensor) -> Tensor:
-        return run_from(model, tokens, hook_name, substitute(clean.x, replacement, valid))
+        return run_from(site.model, tokens, site.hook_name, substitute(clean.x, replacement, valid))
 
     def nll_with(replacement: Tensor) -> np.ndarray:
         return by_window(next_token_nll(logits_with(replacement), tokens))
@@ -97,7 +104,7 @@ def window_sums(
         n=counts.sum(1).cpu().numpy(),
         clean=by_window(clean_nll),
         zero=nll_with(torch.zeros_like(x)),
-        mean=nll_with(mean.to(x).expand_as(x)),
+        mean=nll_with(site.mean.to(x).expand_as(x)),
         sae=np.stack(sae),
         random_error=np.stack(random),
         kl=np.stack(kl),

@@ -1,7 +1,5 @@
-"""The one exception that a user can cause, and the one line it is shown as."""
+"""The one exception that a user can cause, and the hint that it gives about a misspelt name."""
 
-import sys
-from collections.abc import Callable
 from difflib import get_close_matches
 
 
@@ -14,12 +12,3 @@ def nearest(name: str, known: list[str]) -> str:
     close = get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (known: {', '.join(sorted(known))})"
-
-
-def run(main: Callable[..., None]) -> None:
-    """Call `main` with the command line's arguments; a `UserError` becomes one line and exit status 1."""
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.exit(1)

@@ -125,6 +125,11 @@ def place_of(entry: str, layer: int, site: str) -> Place:
     return Place(revision, int(found[1]), found[2])
 
 
+def revisions_of(places: dict[str, Place]) -> list[str]:
+    """The revisions of the model that entries stand for, in the order in which they are first named."""
+    return list(dict.fromkeys(place.revision for place in places.values()))
+
+
 def resolve_hook(layer: int, site: str, n_layers: int, asked: str = "activations.layer is") -> str:
     """The hook's name, `blocks.<layer>.<site>`; a negative layer counts from the end, -1 being the last.
 

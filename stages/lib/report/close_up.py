@@ -12,19 +12,18 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from stages.lib.activations.store import Store, open_store
+from stages.lib.activations.store import open_store
 from stages.lib.concepts.directions import mean_differences
 from stages.lib.concepts.labels import read_concepts, read_labels
-from stages.lib.io.files import read_json
 from stages.lib.io.tables import read_parquet
 from stages.lib.language.documents import read_documents
 from stages.lib.language.windows import Windows, read_windows
 from stages.lib.report import figures
-from stages.lib.report.contexts import Stretch, one_per_document, stretch, strongest_rows
+from stages.lib.report.contexts import Reading, Stretch, one_per_document, stretch, strongest_rows
 from stages.lib.report.page import Block, Figure, Passage, Passages, Text
 from stages.lib.report.results import Results
-from stages.lib.sae.members import cell, members
-from stages.lib.sae.saved import SAE, load_sae
+from stages.lib.sae.members import Member, member_at, revision
+from stages.lib.sae.saved import load_sae
 from stages.lib.stats.equal_l0 import nearest_levels
 
 BATCH = 8192
@@ -34,12 +33,9 @@ CANDIDATES = 20
 
 
 class Shown(NamedTuple):
-    """One SAE with the held-out text that it is shown on."""
+    """One SAE with the test split, and what is known of its features."""
 
-    sae: SAE
-    store: Store
-    windows: Windows
-    texts: dict[str, str]
+    reading: Reading
     features: pd.DataFrame
     """Its rows of `data/frequency/<arm>/features.parquet`, by feature."""
 
@@ -70,17 +66,15 @@ def contexts(shown: Shown, n_features: int, n_contexts: int, n_tokens: int) -> l
     """The strongest contexts of a sample of features, tokens shaded by activation relative to the feature's maximum."""
     features = chosen_features(shown.features, n_features)
     index = torch.tensor(features, dtype=torch.int64)
-    values, rows = strongest_rows(shown.store.batches("test", BATCH), shown.sae, index, n_contexts * CANDIDATES)
-    windows = shown.store.positions("test") // shown.windows.n_ctx
+    sae, store, split, windows, _ = shown.reading
+    values, rows = strongest_rows(store.batches(split, BATCH), sae, index, n_contexts * CANDIDATES)
+    window = store.positions(split) // windows.n_ctx
     blocks = []
     for i, feature in enumerate(features):
-        documents = shown.windows.document.numpy()[windows[rows[i].numpy()]].astype(np.int64)
+        documents = windows.document.numpy()[window[rows[i].numpy()]].astype(np.int64)
         passages = []
         for row in one_per_document(values[i], rows[i], documents, n_contexts):
-            found = stretch(
-                row, n_tokens * 2 // 3, n_tokens // 3, store=shown.store, split="test", windows=shown.windows,
-                texts=shown.texts, sae=shown.sae, features=index[i : i + 1],
-            )  # fmt: skip
+            found = stretch(shown.reading, row, n_tokens * 2 // 3, n_tokens // 3, index[i : i + 1])
             strengths = found.feature_acts[:, 0] / float(values[i, 0])
             passages.append(Passage(found.tokens, strengths.tolist()))
         if passages:
@@ -94,16 +88,14 @@ def passage(shown: Shown, n_tokens: int, n_features: int) -> tuple[Stretch, list
     The passage is the middle of the first window that holds `n_tokens`; features are ranked by their mean activation in
     it over that in the whole split, so that features that fire everywhere do not fill the map.
     """
-    long = np.flatnonzero(shown.windows.length.numpy() > n_tokens)
+    sae, store, split, windows, _ = shown.reading
+    long = np.flatnonzero(windows.length.numpy() > n_tokens)
     if not len(long):
         return None
-    first = int(np.searchsorted(shown.store.positions("test"), int(long[0]) * shown.windows.n_ctx))
-    middle = first + int(shown.windows.length[int(long[0])]) // 2
-    every = torch.arange(shown.sae.d_sae)
-    found = stretch(
-        middle, n_tokens // 2, n_tokens - n_tokens // 2 - 1, store=shown.store, split="test", windows=shown.windows,
-        texts=shown.texts, sae=shown.sae, features=every,
-    )  # fmt: skip
+    first = int(np.searchsorted(store.positions(split), int(long[0]) * windows.n_ctx))
+    middle = first + int(windows.length[int(long[0])]) // 2
+    before = n_tokens // 2
+    found = stretch(shown.reading, middle, before, n_tokens - before - 1, torch.arange(sae.d_sae))
     usual = (shown.features["rate"] * shown.features["mean_act"]).fillna(0).to_numpy(np.float64)
     here = found.feature_acts.mean(axis=0)
     score = np.where(
@@ -118,16 +110,17 @@ def concept_cosines(shown: Shown, concepts: Sequence[str], features: Sequence[in
     """Cosines [concept, feature] of the concepts' mean differences on fit tokens and decoder directions."""
     names = [concept.name for concept in read_concepts()]
     columns = [names.index(concept) for concept in concepts]
+    sae, store = shown.reading.sae, shown.reading.store
 
     def batches() -> Iterator[tuple[torch.Tensor, npt.NDArray[np.bool_]]]:
         start = 0
-        for x in shown.store.batches("fit", BATCH):
-            positions = shown.store.positions("fit", start, start + len(x))
+        for x in store.batches("fit", BATCH):
+            positions = store.positions("fit", start, start + len(x))
             start += len(x)
             yield x, read_labels("fit", positions)[:, columns]
 
     directions = torch.nn.functional.normalize(mean_differences(batches()), dim=1)
-    decoder = torch.nn.functional.normalize(shown.sae.W_dec[torch.tensor(features, dtype=torch.int64)], dim=1)
+    decoder = torch.nn.functional.normalize(sae.W_dec[torch.tensor(features, dtype=torch.int64)], dim=1)
     return (directions @ decoder.T).double().numpy()
 
 
@@ -165,39 +158,58 @@ def single_features(results: Results, arm: str, size: Size, features: dict[str, 
     """What is shown of the features of one SAE: heat map, feature map, contexts."""
     seed = results.seeds[0]
     level = nearest_levels(results.rows["evaluate"], results.l0)[arm, seed]
-    member = next(one for one in members(arm, [seed]) if one.level == level)
-    windows, table = read_windows("test"), features[arm]
-    table = table[(table["seed"] == seed) & (table["level"] == level)].sort_values("feature").reset_index(drop=True)
-    store = open_store(read_json(cell(arm, seed) / "train.json")["activations"])
-    shown = Shown(load_sae(member.directory), store, windows, read_texts(windows), table)
-    blocks: list[Block] = []
-    labels = {
-        int(f): str(c) for f, c in zip(table["feature"], table["best_concept"], strict=True) if isinstance(c, str)
-    }
-    most_at_home = passage(shown, size.n_tokens, figures.MAX_ROWS)
-    if most_at_home is not None:
-        blocks.append(figures.heat_map(most_at_home[0], most_at_home[1], labels))
-    best = read_parquet(DATA / "interpret" / arm / "concepts.parquet")
-    best = best[
-        (best["basis"] == "sae") & (best["seed"] == seed) & (best["level"] == level) & best["best_feature"].notna()
-    ]
-    best = best.sort_values(["cc_f1", "concept"], ascending=[False, True]).head(figures.MAX_ROWS)
-    if len(best):
-        names, chosen = [str(name) for name in best["concept"]], [int(feature) for feature in best["best_feature"]]
-        cosines = concept_cosines(shown, names, chosen)
-        blocks.append(figures.feature_map(cosines, names, [str(feature) for feature in chosen], arm))
+    member = member_at(arm, seed, level)
+    shown = Shown(read_along(member), of_member(features[arm], member).sort_values("feature").reset_index(drop=True))
     text = (
         f"Features of `{arm}`, seed {seed}, level {level}, spread evenly over the ranks of specialisation, from the "
         "most to the least specialised, so that the sample does not flatter. Each line is a test document; shading "
         "is the activation relative to the strongest one."
     )
-    return [*blocks, Text(text), *contexts(shown, size.n_features, size.n_contexts, size.n_tokens)]
+    maps = [heat_map(shown, size.n_tokens), feature_map(shown, member)]
+    return [
+        *(figure for figure in maps if figure is not None),
+        Text(text),
+        *contexts(shown, size.n_features, size.n_contexts, size.n_tokens),
+    ]
+
+
+def read_along(member: Member) -> Reading:
+    """An SAE with the test split."""
+    windows, store = read_windows("test"), open_store(revision(member.arm, member.seed))
+    return Reading(load_sae(member.directory), store, "test", windows, read_texts(windows))
+
+
+def of_member(table: pd.DataFrame, member: Member) -> pd.DataFrame:
+    """The rows of an arm's table that are about one SAE."""
+    return table[(table["seed"] == member.seed) & (table["level"] == member.level)]
+
+
+def heat_map(shown: Shown, n_tokens: int) -> Figure | None:
+    """The activations of features along a passage, or None if no window is long enough for one."""
+    most_at_home = passage(shown, n_tokens, figures.MAX_ROWS)
+    if most_at_home is None:
+        return None
+    best = zip(shown.features["feature"], shown.features["best_concept"], strict=True)
+    labels = {int(feature): str(concept) for feature, concept in best if isinstance(concept, str)}
+    return figures.heat_map(*most_at_home, labels)
+
+
+def feature_map(shown: Shown, member: Member) -> Figure | None:
+    """The cosines of the best detected concepts with the features that detect them, or None if there are none."""
+    best = of_member(read_parquet(DATA / "interpret" / member.arm / "concepts.parquet"), member)
+    best = best[(best["basis"] == "sae") & best["best_feature"].notna()]
+    best = best.sort_values(["cc_f1", "concept"], ascending=[False, True]).head(figures.MAX_ROWS)
+    if best.empty:
+        return None
+    names, chosen = [str(name) for name in best["concept"]], [int(feature) for feature in best["best_feature"]]
+    cosines = concept_cosines(shown, names, chosen)
+    return figures.feature_map(cosines, names, [str(feature) for feature in chosen], member.arm)
 
 
 def map_of_features(results: Results, arm: str) -> Figure:
     """The UMAP of the arms on the same activations as `report.arm`."""
-    revision = {one: read_json(cell(one, results.seeds[0]) / "train.json")["activations"] for one in results.arms}
-    arms = [other for other in results.arms if revision[other] == revision[arm]]
+    seed = results.seeds[0]
+    arms = [other for other in results.arms if revision(other, seed) == revision(arm, seed)]
     table = read_parquet(DATA / "embed" / "features.parquet")
     table = table[table["arm"].isin(arms)]
     features = tables(results, "frequency", "features")

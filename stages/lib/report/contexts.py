@@ -16,6 +16,17 @@ from stages.lib.language.windows import Windows
 from stages.lib.sae.saved import SAE
 
 
+class Reading(NamedTuple):
+    """One SAE with a split of held-out text that it reads."""
+
+    sae: SAE
+    store: Store
+    split: str
+    windows: Windows
+    texts: Mapping[str, str]
+    """The split's documents by id."""
+
+
 class Stretch(NamedTuple):
     """Consecutive text tokens of one window with the activations of some features."""
 
@@ -54,19 +65,9 @@ def one_per_document(
     return chosen
 
 
-def stretch(
-    row: int,
-    before: int,
-    after: int,
-    *,
-    store: Store,
-    split: str,
-    windows: Windows,
-    texts: Mapping[str, str],
-    sae: SAE,
-    features: Int[Tensor, " feature"],
-) -> Stretch:
+def stretch(reading: Reading, row: int, before: int, after: int, features: Int[Tensor, " feature"]) -> Stretch:
     """The tokens around a row, as far as they are in the same window, with the activations of `features`."""
+    sae, store, split, windows, texts = reading
     first = max(0, row - before)
     last = min(store.n_rows(split), row + after + 1)
     positions = store.positions(split, first, last)

@@ -194,17 +194,19 @@ def densities(axes: Axes, rates: Mapping[str, npt.NDArray[np.float64]], arms: Se
     axes.grid(axis="y", visible=False)
 
 
-def heat_map(
-    axes: Axes,
-    values: npt.NDArray[np.float64],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    label: str,
-    diverging: bool = False,
-    limits: tuple[float, float] | None = None,
-) -> None:
-    """A matrix with named rows and columns and a colour bar; absent (NaN) cells are grey."""
+class Matrix(NamedTuple):
+    """A matrix of one quantity with named rows and columns."""
+
+    values: npt.NDArray[np.float64]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    label: str
+    """What the values are, with their unit."""
+
+
+def heat_map(axes: Axes, matrix: Matrix, *, diverging: bool = False, limits: tuple[float, float] | None = None) -> None:
+    """A matrix as colours, with a colour bar; absent (NaN) cells are grey."""
+    values, rows, columns, label = matrix
     colours = matplotlib.colormaps["RdBu_r" if diverging else "viridis"].with_extremes(bad="#dfe3e8")
     low, high = limits if limits is not None else (float(np.nanmin(values)), float(np.nanmax(values)))
     if diverging and limits is None:

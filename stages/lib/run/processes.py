@@ -9,16 +9,18 @@ import os
 import sys
 from datetime import timedelta
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from torch import distributed
 
 from stages.lib.io.errors import UserError
 
+Item = TypeVar("Item")
 PROCESSES = "EXPLORING_SAES_PROCESSES"
 """Environment variable: processes that a stage starts on this machine."""
 PATIENCE = timedelta(days=30)
-"""How long the others wait for the slowest; if one dies, torchrun ends them all."""
+"""The longest that a process waits for the slowest; if one dies, torchrun ends them all."""
 
 
 def launch(module: str) -> bool:
@@ -61,7 +63,7 @@ class Team:
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
     def __enter__(self) -> "Team":
-        """Meet the others."""
+        """Connect to the other processes, waiting for them."""
         if self.size > 1:
             distributed.init_process_group("gloo", timeout=PATIENCE)
         return self
@@ -69,9 +71,13 @@ class Team:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Part."""
+        """Leave the other processes."""
         if self.size > 1:
             distributed.destroy_process_group()
+
+    def share(self, items: list[Item]) -> list[Item]:
+        """What of some items is this process's to do."""
+        return items[self.rank :: self.size]
 
     def meet(self) -> None:
         """Wait for the others.

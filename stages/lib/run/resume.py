@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +20,13 @@ import torch
 
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import atomic, sha256
+from stages.lib.run.code import loaded, relative, syntax_hash
 
 FORMAT = 1
 
 
 def fingerprint(settings: Any, inputs: Iterable[Path] = ()) -> str:
-    """A hash of a stage's settings, the bytes of its input files and of every module of the project that is loaded.
+    """A hash of a stage's settings, the bytes of its input files and the syntax of every loaded module of the project.
 
     Args:
         settings: anything whose `repr` is the same in every process.
@@ -34,11 +34,9 @@ def fingerprint(settings: Any, inputs: Iterable[Path] = ()) -> str:
     """
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(f"{torch.__version__} {torch.get_num_threads()}".encode())
-    modules = [
-        module for name, module in sorted(sys.modules.items()) if name == "__main__" or name.startswith("stages.")
-    ]
-    code = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
-    for path in [*sorted(code, key=lambda path: path.parts[-3:]), *inputs]:
+    for path in sorted(loaded()):
+        digest.update(relative(path).encode() + syntax_hash(path).encode())
+    for path in inputs:
         digest.update(path.name.encode() + sha256(path).encode())
     return digest.hexdigest()[:32]
 

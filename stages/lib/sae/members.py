@@ -53,6 +53,11 @@ def members(arm: str, seeds: Iterable[int], root: Path = TRAIN) -> list[Member]:
     return found
 
 
+def member_at(arm: str, seed: int, level: int) -> Member:
+    """The SAE of an arm at a seed and level."""
+    return members(arm, [seed])[level]
+
+
 def _facts(arm: str, seed: int) -> Any:
     return read_json(cell(arm, seed) / "train.json")
 

@@ -13,6 +13,7 @@ from stages.lib.run.parallel import compiled
 def add_rows(out: np.ndarray, rows: np.ndarray, chosen: np.ndarray, weights: np.ndarray, n: np.int64) -> None:
     """Add sum_p weights_p rows[chosen_p] to `out`; four rows at a time keep the memory busy."""
     p = 0
+    # Each number of `out` is read and written once per four rows instead of once per row.
     while p + 4 <= n:
         f0, f1, f2, f3 = weights[p], weights[p + 1], weights[p + 2], weights[p + 3]
         a, b, c, d = rows[chosen[p]], rows[chosen[p + 1]], rows[chosen[p + 2]], rows[chosen[p + 3]]
@@ -30,6 +31,7 @@ def add_rows(out: np.ndarray, rows: np.ndarray, chosen: np.ndarray, weights: np.
 def products(own: np.ndarray, rows: np.ndarray, chosen: np.ndarray, out: np.ndarray) -> None:
     """Write out_p = own . rows[chosen_p], four rows at a time."""
     p, n = 0, chosen.shape[0]
+    # Each number of `own` is read once per four rows, and four sums do not wait for one another.
     while p + 4 <= n:
         a, b, c, d = rows[chosen[p]], rows[chosen[p + 1]], rows[chosen[p + 2]], rows[chosen[p + 3]]
         t0 = t1 = t2 = t3 = own.dtype.type(0)
@@ -86,6 +88,7 @@ def keep_largest(values: np.ndarray, k: int, start: int, stop: int, feature: np.
     for n in range(start, stop):
         row, columns = values[n], feature[n]
         m = row.shape[0]
+        # Only few have to go, so looking for the smallest again each time takes less than sorting the row.
         while m > k:
             least = 0
             for q in range(m):
@@ -127,8 +130,10 @@ def decode(
         begins[0] = p = first[n]
         for g in range(n_ends):
             own, total = errors[g, n], code.dtype.type(0)
+            # A dictionary reconstructs what the one before it does, and more: its error goes on from there.
             for j in range(own.shape[0]):
                 own[j] = errors[g - 1, n, j] if g > 0 else b_dec[j] - x[n, j]
+            # A token's features ascend, so the pairs of a group follow one another.
             while p < first[n + 1] and feature[p] < ends[g]:
                 p += 1
             begins[g + 1] = p
@@ -136,6 +141,7 @@ def decode(
             for j in range(own.shape[0]):
                 total += own[j] * own[j]
             squares[n, g] = total
+        # From the last end down, since a feature sees the errors of its own dictionary and of all larger ones.
         for g in range(n_ends - 1, -1, -1):
             own = errors[g, n]
             if g < n_ends - 1:
@@ -158,11 +164,13 @@ def by_feature(
     sorted_hidden: np.ndarray,
 ) -> None:
     """Counting sort by feature of the pairs with a number that is not 0; a feature's tokens stay in order."""
+    # A feature's number of pairs goes one place further on, so that the sums are where the features begin.
     for p in range(feature.shape[0]):
         ends[feature[p] + 1] += np.int64(weights[p] != 0 or hidden[p] != 0)
     for i in range(ends.shape[0] - 1):
         ends[i + 1] += ends[i]
     place = ends[:-1].copy()
+    # Token by token, so that a feature's pairs are always added up in the same order.
     for n in range(first.shape[0] - 1):
         for p in range(first[n], first[n + 1]):
             if weights[p] != 0 or hidden[p] != 0:
@@ -196,6 +204,7 @@ def feature_sums(
             add_rows(W_dec[i], errors[group[i]], own, weights[part], own.shape[0])
         for q in range(ends[i], ends[i + 1]):
             total += hidden[q]
+        # sum_p h_p (x_n - b_dec) = sum_p h_p x_n - (sum_p h_p) b_dec takes b_dec off once per feature, not per pair.
         for j in range(up.shape[0]):
             up[j] = -total * b_dec[j]
         add_rows(up, x, own, hidden[part], own.shape[0])
@@ -214,6 +223,7 @@ def keep(
     own_z: np.ndarray,
 ) -> None:
     """Copy the pairs with z > least, and the first so many with z = least."""
+    # The last place is a spare one, which takes what is written and not kept once all others are taken.
     m, ties, size = np.int64(0), np.int64(n_ties), own_feature.shape[0] - 1
     for n in range(first.shape[0] - 1):
         for p in range(first[n], first[n + 1]):
@@ -231,6 +241,7 @@ def scatter(
 ) -> None:
     """Write pairs of the tokens from `begin` on into rows of zeros."""
     for r in range(start, stop):
+        # Zeros row by row, so that the row is in the cache when its pairs are written.
         dense[r] = 0
         for p in range(first[begin + r], first[begin + r + 1]):
             dense[r, feature[p]] = value[p]

@@ -36,13 +36,13 @@ from stages.lib.sae.base import SAE
 from stages.lib.sae.pair_loops import by_feature, decode, dots, feature_sums, gather, keep, keep_largest, scatter
 
 ROUNDOFF = 2.0**-8
-"""Of bfloat16."""
+"""The unit roundoff of bfloat16."""
 N_DEVIATIONS = 6.0
-"""Of the rounding error of a product, that are allowed for."""
+"""How many standard deviations of a product's rounding error are allowed for."""
 DENSE_FROM = 0.2
 """Share of active pairs from which dense products take less time."""
 DENSE_NUMBERS = 2**22
-"""Of a dense code, at a time."""
+"""How many numbers of a dense code are in memory at a time."""
 
 
 class Pairs(NamedTuple):
@@ -52,6 +52,16 @@ class Pairs(NamedTuple):
     """Where each token's pairs start; the last entry is the number of pairs."""
     feature: Int[Tensor, " pair"]
     z: Float[Tensor, " pair"]
+
+
+class Backward(NamedTuple):
+    """What the weight gradients are summed from: two numbers per pair."""
+
+    pairs: Pairs
+    weights: Float[Tensor, " pair"]
+    """The weight of the token's error in the gradient of the feature's direction: f 2 / N, or less in groups."""
+    hidden_gradient: Float[Tensor, " pair"]
+    """dL/dz."""
 
 
 class Decoded(NamedTuple):
@@ -261,10 +271,11 @@ def write_gradients(
     """
     weights = codes * (2 / len(x))
     n_active = int(torch.count_nonzero(weights.ne(0).logical_or_(hidden_gradient.ne(0))))
+    backward = Backward(pairs, weights, hidden_gradient)
     if is_dense(n_active, x, sae):
-        _write_dense_sums(sae, x, pairs, weights, hidden_gradient, error)
+        _write_dense_sums(sae, x, backward, error)
     else:
-        write_sums(sae, x, pairs, weights, hidden_gradient, error[None], [sae.d_sae])
+        write_sums(sae, x, backward, error[None], [sae.d_sae])
     write_bias_gradient(sae, error.sum(0).mul_(2 / len(x)))
 
 
@@ -277,13 +288,15 @@ def write_bias_gradient(sae: SAE, direct: Float[Tensor, " d_in"]) -> None:
 def write_sums(
     sae: SAE,
     x: Float[Tensor, "token d_in"],
-    pairs: Pairs,
-    weights: Float[Tensor, " pair"],
-    hidden_gradient: Float[Tensor, " pair"],
+    backward: Backward,
     errors: Float[Tensor, "group token d_in"],
     ends: list[int],
 ) -> None:
-    """Write sum_p weight_p e_n, with the errors of the feature's group, and the gradients of W_enc and b_enc."""
+    """Write sum_p weight_p e_n, with the errors of the feature's group, and the gradients of W_enc and b_enc.
+
+    Group g has the features from the end before it, or 0, to `ends[g]`.
+    """
+    pairs, weights, hidden_gradient = backward
     assert sae.W_enc.grad is not None and sae.b_enc.grad is not None
     W_dec_gradient = x.new_empty(0, sae.d_in) if sae.W_dec.grad is None else sae.W_dec.grad
     sorted_ends, token = np.zeros(sae.d_sae + 1, np.int64), np.empty(len(weights), np.int64)
@@ -298,14 +311,10 @@ def write_sums(
 
 
 def _write_dense_sums(
-    sae: SAE,
-    x: Float[Tensor, "token d_in"],
-    pairs: Pairs,
-    weights: Float[Tensor, " pair"],
-    hidden_gradient: Float[Tensor, " pair"],
-    error: Float[Tensor, "token d_in"],
+    sae: SAE, x: Float[Tensor, "token d_in"], backward: Backward, error: Float[Tensor, "token d_in"]
 ) -> None:
-    """What `write_sums` does, as dense products."""
+    """Write what `write_sums` does for a single group, as dense products."""
+    pairs, weights, hidden_gradient = backward
     assert sae.W_enc.grad is not None and sae.b_enc.grad is not None
     place = (pairs.first.numpy(), pairs.feature.numpy())
     for weight in (sae.W_enc, sae.b_enc, sae.W_dec):

@@ -89,6 +89,7 @@ def _collect(row: np.ndarray, best: np.ndarray, least: float, groups: np.ndarray
         # Written in any case and kept if the place moves on: at random a branch would be mispredicted often.
         groups[n_hit] = g
         n_hit += np.int64(best[g] >= least)
+    # A group is every n_groups-th column, so this order gives ascending columns; few groups have to be looked at.
     for begin in range(0, row.shape[0], n_groups):
         for h in range(n_hit):
             j = begin + groups[h]
@@ -117,6 +118,7 @@ def _top_rows(
     found, among = np.empty(row.shape[0] + 1, np.int32), np.empty(row.shape[0], np.float32)
     for r in range(start, stop):
         _load(z[r], bias, bits, row, best)
+        # The k-th largest maximum of a group is reached by k numbers or more, so all that are kept reach it.
         n = _collect(row, best, reached_by(best, n_groups, k), groups, found)
         for q in range(n):
             among[q] = row[found[q]]

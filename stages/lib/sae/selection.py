@@ -70,6 +70,8 @@ def _top_rows(z: np.ndarray, k: int, start: int, stop: int, chosen: np.ndarray) 
 
 @compiled
 def _count_above(z: np.ndarray, threshold: np.ndarray, start: int, stop: int, counts: np.ndarray) -> None:
+    """Write how many numbers of rows `start` to `stop` are above the thresholds of their columns."""
+    # Counted in a loop without branches, on the vector units; `_fill_above` then knows where each row's places begin.
     for r in range(start, stop):
         count = np.int32(0)
         for j in range(z.shape[1]):
@@ -87,9 +89,11 @@ def _fill_above(
     feature: np.ndarray,
     value: np.ndarray,
 ) -> None:
+    """Write column and number of those entries, a row's from `first[r]` on."""
     for r in range(start, stop):
         n, end = first[r], first[r + 1]
         for j in range(z.shape[1]):
+            # The row has no more, and the next place is the next row's.
             if n == end:
                 break
             # Written in any case and kept if the place moves on: at random a branch would be mispredicted often.

@@ -8,6 +8,8 @@ Levels share the batches and nothing else. On a CPU each has a thread of its own
 the next of which are read meanwhile: a step of a small SAE has too little work to be shared among threads.
 """
 
+import csv
+import io
 import os
 import signal
 import time
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
@@ -22,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stages.lib.io import tensors
 from stages.lib.io.errors import UserError
 from stages.lib.run.live import LevelRow, TrainingLog
 from stages.lib.run.parallel import side_by_side
@@ -31,9 +35,9 @@ from stages.lib.sae.base import SAE
 HISTORY_ROWS = 150
 """Rows of `history.csv` for each level."""
 LONGEST_STRETCH = 8
-"""Batches in a row, ..."""
+"""The most batches that a level trains on in a row."""
 STRETCH_NUMBERS = 2**22
-"""... as long as they hold no more numbers than this: a signal waits for the end of a stretch."""
+"""The most numbers that the batches of a stretch hold: a signal waits for the end of a stretch."""
 SAVE_SECONDS = "EXPLORING_SAES_SAVE_SECONDS"
 """Environment variable: seconds between savings of the half-finished work (60 if it is not set)."""
 
@@ -196,6 +200,14 @@ class Training:
             weights = self.saes[self.followed].export()
             resume.save({name: weight.half().cpu() for name, weight in weights.items()}, f"step-{self.done:08d}")
 
+    def write_checkpoints(self, directory: Path, resume: Resume, batch_size: int) -> None:
+        """Write what `keep_checkpoint` put by, a file per step."""
+        for step in self.checkpoints:
+            weights = resume.load(f"step-{step:08d}")
+            assert weights is not None, f"no checkpoint of step {step} in {resume.directory}"
+            facts = {"step": step, "tokens": step * batch_size}
+            tensors.save(directory / f"step-{step:08d}.safetensors", weights, facts)
+
     def state(self) -> dict[str, Any]:
         """All that changes; checkpoints are kept apart."""
         return {
@@ -229,8 +241,10 @@ def train(training: Training, batches: Iterator[Float[Tensor, "token d_in"]], re
             n_rows = len(training.history)
             training.run(stretch)
             training.keep_checkpoint(resume)
-            facts = _facts(training, log) if len(training.history) > n_rows else {}
-            log.advance(len(stretch), **facts)
+            written = training.history[n_rows:]
+            if written:
+                show(training, written, log)
+            log.advance(len(stretch), **summary(written))
             if interruption.signal or time.monotonic() - saved >= interval:
                 resume.save(training.state())
                 saved = time.monotonic()
@@ -259,12 +273,18 @@ def stretches(
             yield found
 
 
-def _facts(training: Training, log: TrainingLog) -> dict[str, str]:
-    rows = training.latest()
+def show(training: Training, rows: list[Row], log: TrainingLog) -> None:
+    """Show a row of each level at the terminal, and write them to the log."""
     names = [f"{sae.params.level_name} {sae.level:g}" for sae in training.saes]
     log.show([LevelRow(name, row._asdict()) for name, row in zip(names, rows, strict=True)])
     for row in rows:
         log.write(**row._asdict())
+
+
+def summary(rows: list[Row]) -> dict[str, str]:
+    """The numbers beside the progress bar, those of the levels joined by slashes; empty without rows."""
+    if not rows:
+        return {}
     shown = {
         "fvu": [row.fvu for row in rows],
         "l0": [row.l0 for row in rows],
@@ -272,3 +292,14 @@ def _facts(training: Training, log: TrainingLog) -> dict[str, str]:
     }
     facts = {name: "/".join(f"{value:.3g}" for value in values) for name, values in shown.items()}
     return {**facts, "lr": f"{rows[0].lr:.2e}"}
+
+
+def history_table(training: Training, arm: str, seed: int, batch_size: int) -> str:
+    """The rows of all levels as CSV, by level and then by step."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["arm", "level", "seed", "step", "tokens", *Row._fields[2:]])
+    for row in sorted(training.history):
+        numbers = [f"{number:.6g}" for number in row[2:]]
+        table.writerow([arm, row.level, seed, row.step, row.step * batch_size, *numbers])
+    return text.getvalue()
