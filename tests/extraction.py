@@ -19,8 +19,9 @@ from transformers import (
 
 from stages.lib.io.files import write_json
 from stages.lib.language.model import MODEL
-from stages.lib.language.windows import TOKENS, WindowWriter
+from tests import worlds
 from tests.settings import write_params
+from tests.worlds import numbered
 
 N_CTX, D_IN, D_VOCAB, BOS = 8, 8, 27, 26
 SECTION: dict[str, Any] = {
@@ -65,14 +66,11 @@ def write_model(kind: str = "gpt2") -> None:
 
 def write_tokens(n_documents: int = 12) -> None:
     """Write all splits, of documents of 1 to 29 letters."""
-    generator, facts = np.random.default_rng(0), {}
+    generator, texts = np.random.default_rng(0), {}
     for split in ("train", "fit", "validation", "test"):
-        with WindowWriter(TOKENS / f"{split}.safetensors", n_ctx=N_CTX, bos_id=BOS, pad_id=BOS) as writer:
-            for document in range(n_documents):
-                ids = generator.integers(0, 26, int(generator.integers(1, 30)))
-                writer.add(f"{split}/{document}.py", ids, np.zeros((len(ids), 2), np.int64))
-        facts[split] = {"windows": writer.n_windows, "tokens": writer.n_tokens, "documents": writer.document_ids}
-    write_json(TOKENS / "tokens.json", {"n_ctx": N_CTX, "bos": True, "bos_id": BOS, "pad_id": BOS, "splits": facts})
+        documents = [generator.integers(0, 26, int(generator.integers(1, 30))) for _ in range(n_documents)]
+        texts[split] = [text._replace(id=f"{text.id}.py") for text in numbered(split, documents)]
+    worlds.write_tokens(texts, n_ctx=N_CTX, d_vocab=D_VOCAB, bos_id=BOS, pad_id=BOS)
 
 
 def configure(**changes: Any) -> None:

@@ -8,10 +8,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stages.lib.concepts.labels import Concept, pack, write_concepts, write_labels
 from stages.lib.io import tensors
+from stages.lib.io.files import write_json
 from stages.lib.io.summary import Row, write_summary
+from stages.lib.io.tables import write_parquet
+from stages.lib.language.documents import Document, to_line
+from stages.lib.language.windows import read_windows
 from stages.lib.sae.saved import save_sae
 from tests.settings import write_params
+from tests.worlds import Rows, Text, random_unit, write_store, write_tokens
 
 ARMS = {"relu": "main", "topk": "main", "frozen_decoder": "main", "untrained": "untrained"}
 SEEDS = [0, 1, 2]
@@ -41,7 +47,7 @@ report: {arm: topk, n_features: 3, n_contexts: 2, n_tokens: 24, headline: [fvu, 
 
 def unit(n: int, seed: int) -> torch.Tensor:
     """Random unit rows."""
-    return torch.nn.functional.normalize(torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed)), dim=1)
+    return random_unit(n, D_IN, seed)
 
 
 def fvu(arm: str, level: int, seed: int) -> float:
@@ -137,78 +143,51 @@ SOURCE = '''def degree(graph, node=None):
 CONCEPTS = {"keyword": "lexical", "operator": "lexical", "docstring": "contextual", "call_arg": "syntactic",
             "depth_1": "positional", "name": "syntactic"}  # fmt: skip
 N_DOCUMENTS, N_CTX = 8, 64
+SPLITS = ("train", "fit", "validation", "test")
 
 
-def write_text() -> int:
-    """Corpus, tokens, concepts and the activations of both revisions; returns the number of text tokens of a split."""
-    from stages.lib.activations.store import FORMAT, shard_header
-    from stages.lib.concepts.labels import Concept, pack, write_concepts, write_labels
-    from stages.lib.io.files import sha256, write_json
-    from stages.lib.language.documents import Document, to_line
-    from stages.lib.language.windows import WindowWriter, read_windows
-
-    corpus, splits = Path("data/corpus"), ("train", "fit", "validation", "test")
-    corpus.mkdir(parents=True)
+def write_text() -> None:
+    """Corpus, tokens, concepts, the activations of both revisions, and what is known of the model."""
     documents = [
         Document(f"package/file_{i}.py", SOURCE.replace("degree", f"degree_{i}"), "python") for i in range(N_DOCUMENTS)
     ]
-    (corpus / "test.jsonl").write_text("".join(map(to_line, documents)))
-    counts = {split: {"documents": 8, "characters": 3000} for split in ("lm_train", "sae_train", "validation", "test")}
-    write_json(corpus / "corpus.json", {"source": "python_packages", "splits": counts, "dropped": {"short": 0}})
-    facts = {}
-    for split in splits:
-        with WindowWriter(Path(f"data/tokens/{split}.safetensors"), n_ctx=N_CTX, bos_id=1, pad_id=2) as writer:
-            for document in documents:
-                spans = np.array([match.span() for match in re.finditer(r" ?\w+|\n *|[^\w\s]| ", document.text)])
-                writer.add(document.id, np.full(len(spans), 5), spans)
-        facts[split] = {
-            "windows": writer.n_windows,
-            "tokens": writer.n_tokens,
-            "documents": writer.document_ids,
-            "dropped": {},
-        }
-    write_json(
-        Path("data/tokens/tokens.json"),
-        {"n_ctx": N_CTX, "bos": True, "bos_id": 1, "pad_id": 2, "d_vocab": 50, "splits": facts},
-    )
-    positions = read_windows("test").valid().flatten().nonzero().flatten().numpy()
-    n_positions = len(read_windows("test").length) * N_CTX
-    generator = np.random.default_rng(3)
-    labels = generator.random((n_positions, len(CONCEPTS))) < 0.2
+    write_corpus(documents)
+    texts = [encoded(document) for document in documents]
+    write_tokens(dict.fromkeys(SPLITS, texts), n_ctx=N_CTX, d_vocab=50, bos_id=1, pad_id=2)
+    windows, generator = read_windows("test"), np.random.default_rng(3)
+    labels = generator.random((len(windows.length) * N_CTX, len(CONCEPTS))) < 0.2
     concepts = [Concept(name, kind, prevalence={}, positives={}, mean_run=2.0) for name, kind in CONCEPTS.items()]
     write_concepts(concepts)
-    for split in splits[1:]:
+    for split in SPLITS[1:]:
         write_labels(split, pack(labels), concepts)
+    positions = windows.valid().flatten().nonzero().flatten().numpy()
+    planted = torch.from_numpy(labels[positions]).float() @ unit(len(CONCEPTS), 7)
     for revision in ("main", "untrained"):
-        directory = Path("data/activations") / revision
-        directory.mkdir(parents=True)
-        index = {"format": FORMAT, "model": "toy", "commit": None, "revision": revision,
-                 "hook_name": "blocks.2.hook_resid_post",
-                 "layer": 2, "d_in": D_IN, "dtype": "float32", "n_ctx": N_CTX, "seed": 0, "splits": {},
-                 "mean": [0.0] * D_IN, "scale": 1.0}  # fmt: skip
-        x = generator.normal(size=(len(positions), D_IN)).astype(np.float32)
-        x += (labels[positions].astype(np.float32) @ unit(len(CONCEPTS), 7).numpy()) * 3
-        for split in splits:
-            path = directory / f"{split}-00000.safetensors"
-            path.write_bytes(shard_header(index, split, 0, len(x)) + positions.tobytes() + x.tobytes())
-            index["splits"][split] = {
-                "rows": len(x),
-                "shards": [{"file": path.name, "rows": len(x), "sha256": sha256(path)}],
-            }
-        write_json(directory / "index.json", index)
+        x = torch.from_numpy(generator.normal(size=(len(positions), D_IN))) + 3 * planted
+        rows = dict.fromkeys(SPLITS, Rows(x, positions))
+        write_store(rows, hook_name="blocks.2.hook_resid_post", n_ctx=N_CTX, revision=revision)
     losses = {"model": 1.8, "untrained": 6.9, "unigram": 5.0, "bigram": 3.2, "trigram": 2.9}
-    write_json(
-        Path("data/model/model.json"),
-        {"source": "scratch", "nats_per_token": losses, "revisions": ["main", "untrained"]},
-    )
-    return len(positions)
+    facts = {"source": "scratch", "nats_per_token": losses, "revisions": ["main", "untrained"]}
+    write_json(Path("data/model/model.json"), facts)
+
+
+def write_corpus(documents: list[Document]) -> None:
+    """The documents as the split `test`, and a description of all splits."""
+    Path("data/corpus").mkdir(parents=True)
+    Path("data/corpus/test.jsonl").write_text("".join(map(to_line, documents)))
+    counts = {split: {"documents": 8, "characters": 3000} for split in ("lm_train", "sae_train", "validation", "test")}
+    facts = {"source": "python_packages", "splits": counts, "dropped": {"short": 0}}
+    write_json(Path("data/corpus/corpus.json"), facts)
+
+
+def encoded(document: Document) -> Text:
+    """The document with a token per word, run of line ends, or other character, all of the same id."""
+    spans = np.array([match.span() for match in re.finditer(r" ?\w+|\n *|[^\w\s]| ", document.text)])
+    return Text(document.id, np.full(len(spans), 5), spans)
 
 
 def write_details() -> None:
     """The tables of the analyses that the report draws."""
-    from stages.lib.io.files import write_json
-    from stages.lib.io.tables import write_parquet
-
     concepts, clusters, places = list(CONCEPTS), {}, []
     for number, arm in enumerate(ARMS):
         generator = np.random.default_rng(number)

@@ -11,7 +11,7 @@ from stages import train
 from tests.toy import ROOT
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload([__name__, "tests.warm"])
 
 
 def _train(arm: str, seed: str, variables: dict[str, str]) -> None:

@@ -8,20 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 
-from stages.lib.activations.store import FORMAT, shard_header
 from stages.lib.concepts.labels import Concept, pack, write_concepts, write_labels
 from stages.lib.io import tensors
-from stages.lib.io.files import sha256, write_json
-from stages.lib.language.windows import WindowWriter
+from stages.lib.io.files import write_json
+from stages.lib.language.windows import read_windows
 from stages.lib.sae.saved import save_sae
+from tests.worlds import Rows, numbered, training_rows, unit, write_store, write_tokens
 
 N_CTX, D_VOCAB, HOOK = 33, 40, "blocks.1.hook_resid_post"
 STEPS = [0, 1, 2, 4, 8, 16, 32, 64]
-
-
-def unit(rows: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(rows, dim=-1)
 
 
 def concept_directions(d_in: int, n_concepts: int) -> torch.Tensor:
@@ -32,48 +29,46 @@ def concept_directions(d_in: int, n_concepts: int) -> torch.Tensor:
 def write_held_out(d_in: int, n_concepts: int, n_documents: int, revisions: list[str], length: int = 60) -> None:
     """Tokens, concepts and activations of fit, validation and test."""
     generator = np.random.default_rng(1)
-    splits, labels, counts = {}, {}, {}
-    for split in ("fit", "validation", "test"):
-        with WindowWriter(Path(f"data/tokens/{split}.safetensors"), n_ctx=N_CTX, bos_id=1, pad_id=2) as writer:
-            for document in range(n_documents):
-                ids = generator.integers(3, D_VOCAB, length)
-                writer.add(f"{split}/{document}", ids, np.zeros((length, 2), dtype=np.int64))
-        splits[split] = {"windows": writer.n_windows, "tokens": writer.n_tokens, "documents": writer.document_ids}
-        starts = generator.random((writer.n_windows * N_CTX, n_concepts)) < np.linspace(0.02, 0.06, n_concepts)
-        on = starts.copy()
-        for lag in (1, 2):  # runs of three
-            on[lag:] |= starts[:-lag]
-        labels[split], counts[split] = on, int(on.sum())
-    facts = {"n_ctx": N_CTX, "bos": True, "bos_id": 1, "pad_id": 2, "d_vocab": D_VOCAB, "splits": splits}
-    write_json(Path("data/tokens/tokens.json"), facts)
+    texts = {
+        split: numbered(split, generator.integers(3, D_VOCAB, (n_documents, length)))
+        for split in ("fit", "validation", "test")
+    }
+    write_tokens(texts, n_ctx=N_CTX, d_vocab=D_VOCAB, bos_id=1, pad_id=2)
     concepts = [
         Concept(f"concept-{c}", "syntactic", prevalence={}, positives={}, mean_run=3.0) for c in range(n_concepts)
     ]
     write_concepts(concepts)
-    for split, on in labels.items():
-        write_labels(split, pack(on), concepts)
+    labels = {}
+    for split in texts:
+        n_places = len(read_windows(split).length) * N_CTX
+        labels[split] = runs_of_three(n_places, np.linspace(0.02, 0.06, n_concepts), generator)
+        write_labels(split, pack(labels[split]), concepts)
     for revision in revisions:
-        _write_store(revision, d_in, n_concepts, labels)
+        _write_store(revision, d_in, labels)
 
 
-def _write_store(revision: str, d_in: int, n_concepts: int, labels: dict[str, np.ndarray]) -> None:
+def runs_of_three(
+    n: int, rate: Float[np.ndarray, " concept"], generator: np.random.Generator
+) -> Bool[np.ndarray, "place concept"]:
+    """Labels that begin at random, as often as the rates say, and hold at three places."""
+    starts = generator.random((n, len(rate))) < rate
+    on = starts.copy()
+    for lag in (1, 2):
+        on[lag:] |= starts[:-lag]
+    return on
+
+
+def _write_store(revision: str, d_in: int, labels: dict[str, Bool[np.ndarray, "place concept"]]) -> None:
     generator = torch.Generator().manual_seed(7)
-    directory = Path("data/activations") / revision
-    directory.mkdir(parents=True)
     mean = torch.randn(d_in, generator=generator)
-    index = {"format": FORMAT, "model": "toy", "commit": None, "revision": revision, "hook_name": HOOK, "layer": 1}
-    index |= {"d_in": d_in, "dtype": "float32", "n_ctx": N_CTX, "seed": 0, "splits": {}}
-    index |= {"mean": mean.tolist(), "scale": 4.0}
-    directions = concept_directions(d_in, n_concepts)
+    splits = {"train": training_rows(mean, 4.0)}
     for split, on in labels.items():
         position = np.array([p for p in range(len(on)) if 0 < p % N_CTX < N_CTX - 2], dtype=np.int64)
         noise = torch.randn(len(position), d_in, generator=generator) * 0.05
+        directions = concept_directions(d_in, on.shape[1])
         x = mean + 4.0 * (torch.from_numpy(on[position]).float() @ directions + noise)
-        path = directory / f"{split}-0.safetensors"
-        path.write_bytes(shard_header(index, split, 0, len(x)) + position.tobytes() + x.numpy().tobytes())
-        shard = {"file": path.name, "rows": len(x), "sha256": sha256(path)}
-        index["splits"][split] = {"rows": len(x), "shards": [shard]}
-    write_json(directory / "index.json", index)
+        splits[split] = Rows(x, position)
+    write_store(splits, hook_name=HOOK, n_ctx=N_CTX, revision=revision)
 
 
 def write_arm(

@@ -4,68 +4,52 @@ Activations are a direction for each token id, one for each concept that is pres
 (lexical), the others come in runs (contextual). The dictionary holds the concepts' directions first.
 """
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from stages.lib.activations.store import FORMAT, shard_header
 from stages.lib.concepts.labels import CONCEPTS, Concept, pack, write_concepts, write_labels
-from stages.lib.io.files import sha256, write_json
-from stages.lib.language.windows import WindowWriter, read_windows
-from stages.lib.sae.saved import save_sae
+from stages.lib.language.windows import read_windows
+from tests import worlds
+from tests.worlds import Rows, numbered, training_rows, unit, write_store, write_tokens
 
 SPLITS = ("fit", "validation", "test")
+N_CTX, D_VOCAB, D_IN, N_CONCEPTS, DOCUMENT, HOOK = 32, 20, 24, 6, 60, "blocks.0.hook_resid_post"
 
 
-def write_world(
-    n_tokens: int, *, n_ctx: int = 32, d_vocab: int = 20, d_in: int = 24, n_concepts: int = 6, document: int = 60
-) -> torch.Tensor:
+def write_world(n_tokens: int) -> Float[Tensor, "concept d_in"]:
     """Write tokens, concepts and activations under the current directory; returns the concepts' directions."""
     generator = np.random.default_rng(0)
-    directions = torch.randn(d_vocab + n_concepts, d_in, generator=torch.Generator().manual_seed(0))
-    directions = torch.nn.functional.normalize(directions, dim=1)
-    facts = {"n_ctx": n_ctx, "bos": True, "bos_id": 0, "pad_id": 0, "d_vocab": d_vocab, "splits": {}}
-    index = {
-        "format": FORMAT,
-        "model": "world",
-        "commit": None,
-        "revision": "main",
-        "hook_name": "blocks.0.hook_resid_post",
-    }
-    index |= {
-        "layer": 0,
-        "d_in": d_in,
-        "dtype": "float32",
-        "n_ctx": n_ctx,
-        "seed": 0,
-        "mean": [0.0] * d_in,
-        "scale": 1.0,
-    }
-    index["splits"] = {}
-    labels = {}
+    directions = unit(torch.randn(D_VOCAB + N_CONCEPTS, D_IN, generator=torch.Generator().manual_seed(0)))
+    texts = {split: numbered(split, documents(n_tokens, generator)) for split in SPLITS}
+    write_tokens(texts, n_ctx=N_CTX, d_vocab=D_VOCAB, bos_id=0, pad_id=0)
+    labels, splits = {}, {"train": training_rows(torch.zeros(D_IN), 1.0)}
     for split in SPLITS:
-        with WindowWriter(Path(f"data/tokens/{split}.safetensors"), n_ctx=n_ctx, bos_id=0, pad_id=0) as writer:
-            while writer.n_tokens < n_tokens:
-                ids = generator.integers(1, d_vocab, generator.integers(document // 2, 2 * document))
-                writer.add(f"{split}/{writer.n_windows}", ids, np.zeros((len(ids), 2), np.int64))
-        facts["splits"][split] = {"windows": writer.n_windows, "documents": writer.document_ids}
-        write_json(Path("data/tokens/tokens.json"), facts)
         windows = read_windows(split)
-        valid = windows.valid().flatten().numpy()
-        tokens = windows.tokens.flatten().numpy()
-        present = np.stack([tokens == 1, *(runs(len(tokens), 0.3 / c, 6, generator) for c in range(1, n_concepts))], 1)
-        labels[split] = present & valid[:, None]
+        valid, tokens = windows.valid().flatten().numpy(), windows.tokens.flatten().numpy()
+        contextual = [runs(len(tokens), 0.3 / c, 6, generator) for c in range(1, N_CONCEPTS)]
+        labels[split] = np.stack([tokens == 1, *contextual], 1) & valid[:, None]
         on = torch.from_numpy(labels[split][valid]).float()
-        x = directions[torch.from_numpy(tokens[valid]).long()] + 2 * on @ directions[d_vocab:]
+        x = directions[torch.from_numpy(tokens[valid]).long()] + 2 * on @ directions[D_VOCAB:]
         x += 0.1 * torch.from_numpy(generator.standard_normal(x.shape).astype(np.float32))
-        write_shard(index, split, x, np.flatnonzero(valid))
-    write_json(Path("data/activations/main/index.json"), index)
-    write_concept_files(labels, n_concepts)
-    return directions[d_vocab:]
+        splits[split] = Rows(x, np.flatnonzero(valid))
+    write_store(splits, hook_name=HOOK, n_ctx=N_CTX)
+    write_concept_files(labels)
+    return directions[D_VOCAB:]
 
 
-def runs(n: int, share: float, length: int, generator: np.random.Generator) -> np.ndarray:
+def documents(n_tokens: int, generator: np.random.Generator) -> Iterator[Int[np.ndarray, " token"]]:
+    """Documents of random tokens, up to the first with which there are so many."""
+    while n_tokens > 0:
+        ids = generator.integers(1, D_VOCAB, generator.integers(DOCUMENT // 2, 2 * DOCUMENT))
+        n_tokens -= len(ids)
+        yield ids
+
+
+def runs(n: int, share: float, length: int, generator: np.random.Generator) -> Bool[np.ndarray, " token"]:
     """A track that is on for a share of the time, in runs of geometric length."""
     leave = 1 / length
     enter = leave * share / (1 - share)
@@ -76,16 +60,8 @@ def runs(n: int, share: float, length: int, generator: np.random.Generator) -> n
     return track
 
 
-def write_shard(index: dict, split: str, x: torch.Tensor, positions: np.ndarray) -> None:
-    path = Path("data/activations/main") / f"{split}-0.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = shard_header(index, split, 0, len(x))
-    path.write_bytes(header + positions.astype(np.int64).tobytes() + x.numpy().tobytes())
-    shard = {"file": path.name, "rows": len(x), "sha256": sha256(path)}
-    index["splits"][split] = {"rows": len(x), "shards": [shard]}
-
-
-def write_concept_files(labels: dict[str, np.ndarray], n_concepts: int) -> None:
+def write_concept_files(labels: dict[str, Bool[np.ndarray, "token concept"]]) -> None:
+    """Write the concepts, and their labels in every split."""
     concepts = [
         Concept(
             f"concept_{c}",
@@ -94,7 +70,7 @@ def write_concept_files(labels: dict[str, np.ndarray], n_concepts: int) -> None:
             positives={split: int(found[:, c].sum()) for split, found in labels.items()},
             mean_run=1.0 if c == 0 else 6.0,
         )
-        for c in range(n_concepts)
+        for c in range(N_CONCEPTS)
     ]
     CONCEPTS.mkdir(parents=True, exist_ok=True)
     write_concepts(concepts)
@@ -102,15 +78,10 @@ def write_concept_files(labels: dict[str, np.ndarray], n_concepts: int) -> None:
         write_labels(split, pack(found), concepts)
 
 
-def write_saes(arm: str, concepts: torch.Tensor, d_sae: int, seeds: list[int], k: list[int]) -> None:
+def write_saes(arm: str, concepts: Float[Tensor, "concept d_in"], d_sae: int, seeds: list[int], k: list[int]) -> None:
     """TopK SAEs whose first features are the concepts, the others random; encoder and decoder are the same."""
-    d_in = concepts.shape[1]
+    decoders = {}
     for seed in seeds:
-        random = torch.randn(d_sae - len(concepts), d_in, generator=torch.Generator().manual_seed(100 + seed))
-        directions = torch.nn.functional.normalize(torch.cat([concepts, random]), dim=1)
-        weights = {"W_enc": directions.T, "W_dec": directions, "b_enc": torch.zeros(d_sae), "b_dec": torch.zeros(d_in)}
-        root = Path("data/train") / arm / f"seed-{seed}"
-        for level, active in enumerate(k):
-            save_sae(root / f"level-{level}", "topk", weights, k=active)
-        facts = {"arm": arm, "activations": "main", "seed": seed, "levels": k, "follow_level": len(k) // 2}
-        write_json(root / "train.json", facts)
+        random = torch.randn(d_sae - len(concepts), D_IN, generator=torch.Generator().manual_seed(100 + seed))
+        decoders[seed] = unit(torch.cat([concepts, random]))
+    worlds.write_saes(arm, decoders, k, torch.zeros(D_IN), HOOK)

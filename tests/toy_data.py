@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from stages.lib.activations.store import FORMAT, shard_header
-from stages.lib.io.files import sha256, write_json
-from stages.lib.language.windows import WindowWriter, read_windows
-from stages.lib.sae.saved import save_sae
+from stages.lib.io.files import write_json
+from stages.lib.language.windows import read_windows
+from tests.worlds import Rows, numbered, random_unit, write_saes, write_store, write_tokens
 
 N_CTX, D_VOCAB, D_IN, D_SAE, HOOK = 12, 30, 16, 24, "blocks.1.hook_resid_post"
 ROWS = {"train": 40, "fit": 12, "validation": 10, "test": 14}
@@ -50,69 +51,39 @@ def sample(n_windows: int) -> np.ndarray:
     return tokens[:, 1:].numpy()
 
 
-def write_tokens() -> None:
+def write_texts() -> None:
     """Documents of 5 to 29 tokens."""
     generator = np.random.default_rng(0)
     text, used = sample(3 * sum(ROWS.values())), 0
     splits = {}
     for split, n_documents in ROWS.items():
-        path = Path(f"data/tokens/{split}.safetensors")
-        with WindowWriter(path, n_ctx=N_CTX, bos_id=1, pad_id=2) as writer:
-            for document in range(n_documents):
-                ids = text[used : used + 3].flatten()[: generator.integers(5, 30)]
-                used += 3
-                writer.add(f"{split}/{document}", ids, np.zeros((len(ids), 2), dtype=np.int64))
-        splits[split] = {"windows": writer.n_windows, "tokens": writer.n_tokens, "documents": writer.document_ids}
-    facts = {"n_ctx": N_CTX, "bos": True, "bos_id": 1, "pad_id": 2, "d_vocab": D_VOCAB, "splits": splits}
-    write_json(Path("data/tokens/tokens.json"), facts)
+        documents = []
+        for _ in range(n_documents):
+            documents.append(text[used : used + 3].flatten()[: generator.integers(5, 30)])
+            used += 3
+        splits[split] = numbered(split, documents)
+    write_tokens(splits, n_ctx=N_CTX, d_vocab=D_VOCAB, bos_id=1, pad_id=2)
 
 
-def write_store(revision: str = "main") -> tuple[torch.Tensor, float]:
-    """The activations of all splits; returns the mean and the scale of the training rows."""
+def write_activations() -> Float[Tensor, " d_in"]:
+    """The activations of all splits; returns the mean of the training rows."""
     from stages.lib.language.model import load_model, weights_checksum
     from stages.lib.language.patching import index_batches, run_clean
 
-    model = load_model(revision, "cpu")
-    directory = Path("data/activations") / revision
-    directory.mkdir(parents=True)
-    index = {"format": FORMAT, "model": "toy", "commit": None, "revision": revision, "hook_name": HOOK, "layer": 1}
-    index |= {"d_in": D_IN, "dtype": "float32", "n_ctx": N_CTX, "seed": 0, "splits": {}}
-    index["weights"] = weights_checksum(revision)
-    blobs = {}
+    model, splits = load_model("main", "cpu"), {}
     for split in ROWS:
         windows = read_windows(split)
         valid = windows.valid()
         batches = index_batches(len(valid), 64)
         x = torch.cat([run_clean(model, windows.tokens[rows], HOOK).x[valid[rows]] for rows in batches])
-        blobs[split] = (x, valid.flatten().nonzero().flatten().numpy())
-    train = blobs["train"][0].double()
-    mean, scale = train.mean(0), (train - train.mean(0)).square().sum(1).mean().sqrt().item()
-    index |= {"mean": mean.tolist(), "scale": scale}
-    for split, (x, positions) in blobs.items():
-        path = directory / f"{split}-0.safetensors"
-        path.write_bytes(shard_header(index, split, 0, len(x)) + positions.tobytes() + x.numpy().tobytes())
-        shard = {"file": path.name, "rows": len(x), "sha256": sha256(path)}
-        index["splits"][split] = {"rows": len(x), "shards": [shard]}
-    write_json(directory / "index.json", index)
-    return mean.float(), scale
-
-
-def write_saes(arm: str, mean: torch.Tensor, scale: float, seeds: list[int], levels: list[int]) -> None:
-    """TopK SAEs with random unit directions, the encoder the decoder's transpose."""
-    for seed in seeds:
-        root = Path("data/train") / arm / f"seed-{seed}"
-        generator = torch.Generator().manual_seed(seed)
-        directions = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN, generator=generator), dim=1)
-        weights = {"W_enc": directions.T, "W_dec": directions, "b_enc": torch.zeros(D_SAE), "b_dec": mean}
-        for level, k in enumerate(levels):
-            save_sae(root / f"level-{level}", "topk", weights, k=k, metadata={"hook_name": HOOK})
-        facts = {"arm": arm, "variant": "topk", "activations": "main", "seed": seed, "levels": levels}
-        write_json(root / "train.json", facts | {"sparsity_name": "k", "follow_level": 1})
+        splits[split] = Rows(x, valid.flatten().nonzero().flatten().numpy())
+    write_store(splits, hook_name=HOOK, n_ctx=N_CTX, weights=weights_checksum("main"))
+    return splits["train"].x.double().mean(0).float()
 
 
 def write_all() -> None:
-    """Model, tokens, activations and the arm `toy` with two seeds and levels."""
+    """Model, tokens, activations and the arm `toy` of random directions with two seeds and levels."""
     write_model(Path("data/model"))
-    write_tokens()
-    mean, scale = write_store()
-    write_saes("toy", mean, scale, [0, 1], [2, 4])
+    write_texts()
+    mean = write_activations()
+    write_saes("toy", {seed: random_unit(D_SAE, D_IN, seed) for seed in (0, 1)}, [2, 4], mean, HOOK)

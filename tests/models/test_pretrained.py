@@ -425,6 +425,7 @@ def test_weights_come_from_xet_storage_too(world: World) -> None:
     assert same_weights(world.out("org/xet-lost"), other)
 
 
+@pytest.mark.slow
 def test_what_was_fetched_can_be_had_again_without_the_hub(world: World) -> None:
     """With the connection refused, and offline on purpose; what was not fetched is one clear line."""
     world.serve("org/kept", "neox")

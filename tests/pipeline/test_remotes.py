@@ -12,16 +12,17 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ruamel.yaml import YAML
 
-from stages.lib.activations.store import FORMAT, open_store, shard_header
+from stages.lib.activations.store import open_store
 from stages.lib.io.errors import UserError
-from stages.lib.io.files import read_json, sha256, write_json
-from tests import servers, toy
+from stages.lib.io.files import read_json, sha256
+from tests import servers, toy, worlds
+from tests.worlds import Rows
 
 pytestmark = pytest.mark.slow
 Remote = servers.S3 | servers.SSH
@@ -129,21 +130,13 @@ def remote(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def write_store(directory: Path) -> None:
-    index: dict[str, Any] = {"format": FORMAT, "model": "toy", "commit": None, "revision": "main", "dtype": "float32"}
-    index |= {"hook_name": "blocks.2.hook_resid_post", "layer": 2, "d_in": D_IN, "n_ctx": 8, "seed": 0}
-    index |= {"mean": [0.5] * D_IN, "scale": 2.0, "splits": {}}
-    generator = np.random.default_rng(0)
-    directory.mkdir(parents=True)
-    for split, n_shards in N_SHARDS.items():
-        shards = []
-        for number in range(n_shards):
-            path = directory / f"{split}-{number:05d}.safetensors"
-            positions = np.arange(1, ROWS + 1, dtype="<i8").tobytes()
-            rows = generator.standard_normal((ROWS, D_IN)).astype("<f4").tobytes()
-            path.write_bytes(shard_header(index, split, number, ROWS) + positions + rows)
-            shards.append({"file": path.name, "rows": ROWS, "sha256": sha256(path)})
-        index["splits"][split] = {"rows": ROWS * n_shards, "shards": shards}
-    write_json(directory / "index.json", index)
+    """Shards of random rows, each of the same positions."""
+    generator = torch.Generator().manual_seed(0)
+    splits = {
+        split: Rows(torch.randn(n_shards * ROWS, D_IN, generator=generator), np.tile(np.arange(1, ROWS + 1), n_shards))
+        for split, n_shards in N_SHARDS.items()
+    }
+    worlds.write_store(splits, hook_name="blocks.2.hook_resid_post", n_ctx=8, shard_rows=ROWS, root=directory)
 
 
 def set_up(directory: Path, remote: Remote, name: str) -> None:
@@ -159,7 +152,7 @@ def set_up(directory: Path, remote: Remote, name: str) -> None:
 def shared(remote: Remote, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose two stages have run, after `dvc push`; tests leave it and its remote as they are."""
     made, directory = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("shared")
-    write_store(made / "activations/main")
+    write_store(made / "activations")
     (made / "tokens").mkdir()
     (made / "tokens/tokens.txt").write_text("tokens")
     (directory / ".dvc").mkdir()
@@ -272,9 +265,10 @@ def test_a_shard_of_another_project_is_read_in_place(shared: Path, remote: Remot
     before = remote.proxy.passed["down"]
     output = ok(tmp_path, "python", "-c", READER, f"file://{shared}", settings)
     file, shape, total, positions = json.loads(output.splitlines()[-1])
-    rows = open_store("main", root=shared / STORE).rows("train", ROWS, 2 * ROWS)
+    store = open_store("main", root=shared / STORE)
+    rows = store.rows("train", ROWS, 2 * ROWS).double().numpy()
     assert (file, shape, positions) == (Path(SHARD).name, [ROWS, D_IN], ROWS * (ROWS + 1) // 2)
-    assert total == pytest.approx(float(((rows - 0.5) / 2).double().sum()), rel=1e-4)
+    assert total == pytest.approx(((rows - store.index["mean"]) / store.index["scale"]).sum(), rel=1e-4)
     assert SHARD_BYTES < remote.proxy.passed["down"] - before < 2 * SHARD_BYTES  # of nine
     assert not list(tmp_path.iterdir())
 
@@ -389,9 +383,9 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with servers.serve("s3", tmp_path_factory.mktemp("server")) as remote:
         directory = toy.make(tmp_path_factory.mktemp("laboratory"), ["topk"], [0])
         toy.edit(directory, SMALLER)
-        ok(directory, "dvc", "repro", "activations", "method")
+        ok(directory, "dvc", "repro", "activations")
         set_up(directory, remote, "laboratory")
-        ok(directory, "dvc", "push", "corpus", "tokens", "activations", "method")
+        ok(directory, "dvc", "push", "corpus", "tokens", "activations")
         yield directory
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from stages import activations
 from stages.lib.io.errors import UserError
 from stages.lib.run.processes import PROCESSES, Team, launch
 from tests.extraction import configure, snapshot, write_tokens
@@ -37,13 +38,13 @@ def reference(workspace: Path) -> dict[str, bytes]:
     """What one process with one thread writes."""
     write_tokens(20)
     configure(revisions=ENTRIES, n_tokens=200, batch_windows=5, shard_rows=70)
-    done = stage()
-    assert done.returncode == 0, done.stderr
+    activations.main()
     found = snapshot()
     assert {Path(name).parent.name for name in found} == set(ENTRIES)
     return found
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_same_bytes(reference: dict[str, bytes]) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, "-m", "stages.activations"], env=environment(), capture_output=True, text=True)
@@ -110,6 +111,7 @@ KILLS = [(3, 1, 7), (2, 0, 4), (3, 2, 1)]
 """Ranks, which of them is killed, and at which of its writes."""
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_and_threads_and_any_kill_gives_the_same_bytes(reference: dict[str, bytes]) -> None:
     expected = {f"data/activations/{name}": hashlib.sha256(content).hexdigest() for name, content in reference.items()}
     done = subprocess.run(
@@ -132,6 +134,7 @@ def test_what_is_wrong_is_said_once(workspace: Path) -> None:
     assert done.stderr.count("error: ") == 1
 
 
+@pytest.mark.slow
 def test_ending_the_launcher_ends_all(workspace: Path) -> None:
     write_tokens(400)
     configure(revisions=["main"], n_tokens=4000, batch_windows=1)

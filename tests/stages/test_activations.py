@@ -22,7 +22,7 @@ from stages.lib.language.extraction import plan
 from stages.lib.language.model import MODEL, load_model
 from stages.lib.language.windows import TOKENS, WindowWriter, read_windows
 from stages.lib.run.log import Log
-from tests.extraction import N_CTX, D_IN, BOS, model_of, write_model, write_tokens, configure, snapshot
+from tests.extraction import BOS, D_IN, N_CTX, configure, model_of, snapshot, write_model, write_tokens
 from tests.toy import ROOT
 
 
@@ -285,10 +285,11 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_changes_no_byte(workspace: Path) -> None:
     write_tokens(20)
     configure(n_tokens=200, batch_windows=5, shard_rows=70)
-    run("-m", "stages.activations")
+    stage.main()
     reference = snapshot()
     assert len(reference) > 10
     assert int(run("-c", KILLER)) >= 3

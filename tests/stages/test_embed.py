@@ -30,6 +30,7 @@ def here(project: Path) -> Path:
     return project
 
 
+@pytest.mark.slow
 def test_every_arm_is_described_and_mapped_the_same_twice(here: Path) -> None:
     files = [Path("data/embed/features.parquet"), Path("reports/embed/clusters.json")]
     embed.main()

@@ -16,7 +16,6 @@ import torch
 
 from stages import train
 from stages.lib.activations.store import open_store
-from stages.lib.activations.writer import StoreWriter
 from stages.lib.io import tensors
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import read_json
@@ -28,6 +27,7 @@ from stages.lib.sae.training import Schedule, checkpoint_steps, history_steps
 from stages.saes import topk
 from tests.forked import run_training, start_training
 from tests.settings import write_params
+from tests.worlds import Rows, write_store
 
 D_IN, D_SAE, ROWS = 8, 16, 900
 TRAIN = {
@@ -97,13 +97,9 @@ def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     configure()
     rng = np.random.default_rng(0)
     x = (rng.random((ROWS, 12)) < 0.2) @ rng.standard_normal((12, D_IN)) * 3 + 5
-    identity = {"model": "tiny", "commit": None, "revision": "main", "hook_name": "blocks.2.hook_resid_post"}
-    identity |= {"layer": 2, "d_in": D_IN, "dtype": "float32", "n_ctx": 64, "seed": 0, "permutation": {}}
-    writer = StoreWriter(project / "data/activations/main", identity, {"train": ROWS, "validation": 100}, 400)
-    for split, n in (("train", ROWS), ("validation", 100)):
-        writer.prepare(split)
-        writer.scatter(split, np.arange(n), torch.from_numpy(x[:n]).float(), np.arange(1, n + 1))
-    writer.finish()
+    rows = torch.from_numpy(x).float()
+    splits = {split: Rows(rows[:n], np.arange(1, n + 1)) for split, n in (("train", ROWS), ("validation", 100))}
+    write_store(splits, hook_name="blocks.2.hook_resid_post", n_ctx=64, shard_rows=400)
     return project
 
 
@@ -311,7 +307,7 @@ def interrupt(arm: str, number: int, seconds: float, state: Callable[[], int]) -
 @pytest.mark.parametrize("arm", SAES)
 def test_a_killed_process_goes_on_to_the_same_bytes(arm: str, project: Path) -> None:
     """SIGKILL and then SIGTERM, each at a random moment of the training."""
-    configure(train__epochs=20)
+    configure(train__epochs=30)
     directory, resume = project / "data/train" / arm / "seed-0", project / "data/.resume" / f"train@{arm}-0"
 
     def state() -> int:
