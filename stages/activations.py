@@ -17,7 +17,8 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.lib.activations.extract import Request, build_stores
+from stages.lib.activations.extract import build_stores
+from stages.lib.activations.layout import Request
 from stages.lib.activations.store import ACTIVATIONS, SETTINGS, SPLITS
 from stages.lib.io import params
 from stages.lib.io.errors import UserError

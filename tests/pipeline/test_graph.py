@@ -15,6 +15,7 @@ from stages import check
 from stages.lib.io import params
 from stages.lib.run.closure import records
 from stages.lib.run.code import RECORDS, ROOT
+from tests.settings import forget_params
 
 
 @cache
@@ -45,7 +46,7 @@ def declared(name: str) -> set[str]:
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    params._document.cache_clear()
+    forget_params()
 
 
 @cache
@@ -61,7 +62,7 @@ def test_a_stage_depends_on_its_record_of_code_and_lists_no_code(name: str) -> N
     module, arguments = module_and_arguments(name)
     paths = dependencies(name)
     if module == "check":  # it runs every stage's settings and reads every file, so it depends on the whole folder
-        assert paths == {"stages", "requirements.txt"}
+        assert paths == {"params.yaml", "requirements.txt", "stages"}
         return
     own = {path for path in paths if path.startswith(RECORDS.as_posix())}
     record = f"{module}-{arguments[0]}" if module == "train" else module

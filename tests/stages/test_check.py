@@ -6,9 +6,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import check
-from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.run.code import RECORDS, ROOT
+from tests.settings import forget_params
 
 yaml = YAML()
 
@@ -30,10 +30,10 @@ def change(tmp_path, monkeypatch):
         node[last] = value
         with (tmp_path / "params.yaml").open("w") as handle:
             yaml.dump(document, handle)
-        params._document.cache_clear()
+        forget_params()
 
     yield change
-    params._document.cache_clear()
+    forget_params()
 
 
 def test_the_committed_settings_are_right(change):

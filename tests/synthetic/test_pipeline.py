@@ -22,6 +22,7 @@ from stages.lib.run.code import RECORDS, ROOT
 from synthetic import baseline, check, generate, score
 from synthetic.truth import REVISION, load_codes, load_truth
 from tests import toy
+from tests.settings import forget_params
 
 SYNTHETIC = ROOT / "synthetic"
 RUN = ["env", "PYTHONPATH=..", "python", "-m"]
@@ -30,7 +31,8 @@ RUN = ["env", "PYTHONPATH=..", "python", "-m"]
 @cache
 def stages() -> dict[str, Any]:
     """DVC's own stages of this project, with all templates resolved, by name."""
-    return {stage.addressing: stage for stage in Repo(str(SYNTHETIC)).index.stages}
+    found = Repo(str(SYNTHETIC)).index.stages
+    return {stage.addressing.rpartition(":")[2]: stage for stage in found}  # the file goes before it elsewhere
 
 
 def module_and_arguments(name: str) -> tuple[str, list[str]]:
@@ -50,9 +52,9 @@ def declared(name: str) -> set[str]:
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(SYNTHETIC)
-    params._document.cache_clear()
+    forget_params()
     yield
-    params._document.cache_clear()
+    forget_params()
 
 
 def test_every_stage_runs_a_module_of_its_own_but_train() -> None:
@@ -107,10 +109,10 @@ def test_a_wrong_setting_is_one_line_before_anything_is_made(
     with (tmp_path / "params.yaml").open("w") as handle:
         toy.yaml.dump(document, handle)
     monkeypatch.chdir(tmp_path)
-    params._document.cache_clear()
+    forget_params()
     with pytest.raises(UserError, match=message):
         check.settings()
-    params._document.cache_clear()
+    forget_params()
 
 
 @pytest.mark.parametrize("name", sorted({*stages()} - {"check"}))
@@ -260,7 +262,7 @@ def small(monkeypatch: pytest.MonkeyPatch, directory: Path, **changes: Any) -> N
     monkeypatch.chdir(directory)
     monkeypatch.setenv("DVC_ROOT", str(directory))
     monkeypatch.setattr(generate, "BLOCK", 100)
-    params._document.cache_clear()
+    forget_params()
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -290,7 +292,7 @@ def test_killed_and_started_again_it_gives_the_same_bytes(tmp_path: Path, monkey
     n_before = len(calls)
     generate.main()
     assert len(calls) - n_before == 10 + 2 + 3 - 6  # 6 blocks were recorded, the seventh was not
-    params._document.cache_clear()
+    forget_params()
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not [*(tmp_path / "killed/data/.resume/generate").iterdir()]
 
@@ -298,7 +300,7 @@ def test_killed_and_started_again_it_gives_the_same_bytes(tmp_path: Path, monkey
 def test_store_truth_and_codes_belong_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, tmp_path / "run")
     generate.main()
-    params._document.cache_clear()
+    forget_params()
     store, directory = open_store(REVISION, verify=("train", "test")), Path("data/truth") / REVISION
     truth = load_truth(directory)
     assert {split: store.n_rows(split) for split in ("train", "validation", "test")} == {
@@ -322,7 +324,7 @@ def test_features_without_parents_have_everything_but_absorption(
     for seed in ("0", "1"):
         train.main("topk", seed)
     score.main("topk")
-    params._document.cache_clear()
+    forget_params()
     found = json.loads(Path("reports/score/topk.json").read_text())
     assert {"mcc", "fvu", "matched_f1", "recovered_decile_10_fraction"} < set(found)
     assert not {name for name in found if name.startswith(("absor", "parents", "children"))}

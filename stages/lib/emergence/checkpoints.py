@@ -62,7 +62,7 @@ class Followed(NamedTuple):
         return np.asarray(self.n_firings() >= min_firings)
 
     def cc_f1(self) -> Float[np.ndarray, "step concept"]:
-        """Chance-corrected F1, floor 0 (science 3.4)."""
+        """Chance-corrected F1, floor 0."""
         return np.asarray(np.maximum(corrected(self.f1, self.f0), 0))
 
 

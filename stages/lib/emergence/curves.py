@@ -126,7 +126,7 @@ class Scores(NamedTuple):
 def score(sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.ndarray, " d_sae"]) -> Scores:
     """F1 of the chosen detectors, FVU and L0.
 
-    `FVU = sum ||x - x_hat||^2 / sum ||x - mean x||^2` over the sample (science 0.3); errors are added up in float64.
+    `FVU = sum ||x - x_hat||^2 / sum ||x - mean x||^2` over the sample; errors are added up in float64.
     """
     error, parts, encode = 0.0, [], Encoder(sae)
     for start in range(0, len(sample.x), BLOCK):
@@ -166,7 +166,7 @@ class Churn(NamedTuple):
 def churn(before: tuple[Half, Half], after: tuple[Half, Half], min_firings: int) -> Churn | None:
     """How many best concepts change between checkpoints, beside how many change between halves of one checkpoint.
 
-    Both compare different halves, so both contain the same noise, and the difference is change (science 1.4 g).
+    Both compare different halves, so both contain the same noise, and the difference is change.
     """
     enough = np.all([half.n_firings >= min_firings for half in (*before, *after)], axis=0)
     if not enough.any():

@@ -1,6 +1,6 @@
 """What could make a concept emerge early: numbers of each concept, measured on activations before any SAE is trained.
 
-On normalised activations (their total variance is 1), labels y and prevalence p (science 3.5), with mu_1 and mu_0 the
+On normalised activations (their total variance is 1), labels y and prevalence p, with mu_1 and mu_0 the
 means of tokens with and without the concept and delta their difference:
 
     variance share   eta = p (1 - p) ||delta||^2          the share of the FVU that telling the concept explains
@@ -79,7 +79,7 @@ class Ids(NamedTuple):
 
 
 def lexicality(fit: Ids, validation: Ids, test: Ids, d_vocab: int) -> Float[np.ndarray, " concept"]:
-    """F1 on test of the best list of token ids of each concept (science 1.0, C2).
+    """F1 on test of the best list of token ids of each concept.
 
     Probabilities of the ids are from the fit tokens, how long the list is from the validation tokens.
     """
@@ -111,7 +111,7 @@ class Correlation(NamedTuple):
 
     value: float
     interval: Interval | None
-    """95 %, resampling concepts: they are the unit, not concepts x seeds (science 3.6 a)."""
+    """95 %, resampling concepts: they are the unit, not concepts x seeds."""
 
 
 def correlation(

@@ -19,7 +19,7 @@ from stages.lib.stats.reliability import icc
 
 DRIVERS = ("prevalence", "variance_share", "separability", "lexicality", "redundancy")
 SHARP_WIDTH, SHARP_BIC = 0.5, 10.0
-"""A rise is called sharp below this width in decades and above this difference in BIC (science 3.4)."""
+"""A rise is called sharp below this width in decades and above this difference in BIC."""
 MIN_ICC_FEATURES = 10
 TERCILES = ("rare", "medium", "frequent")
 
@@ -93,7 +93,7 @@ def survival_table(times: pd.DataFrame, by_concept: pd.DataFrame) -> pd.DataFram
 
 
 def _reliability(halves: tuple[Half, Half], enough: Bool[np.ndarray, " d_sae"]) -> dict[str, float]:
-    """ICC(2,1) of each channel between the two halves of the last checkpoint (science 1.4)."""
+    """ICC(2,1) of each channel between the two halves of the last checkpoint."""
     one, two = halves
     channels = {
         "log_rate": [np.log10(np.maximum(half.n_firings, 1)) for half in (one, two)],

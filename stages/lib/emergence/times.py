@@ -13,7 +13,7 @@ from stages.lib.stats.correlation import mean_ranks
 
 
 def half_rise(curves: Float[np.ndarray, "step concept"], minimum: float) -> Float[np.ndarray, " concept"]:
-    """The first checkpoint from which on a curve stays at or above half of its final value (science 3.4).
+    """The first checkpoint from which on a curve stays at or above half of its final value.
 
     Persistent: a curve that rises, falls back and rises again is dated at the second rise. NaN, that is censored at
     the last checkpoint, if the final value is below `minimum`: half of noise is noise.
@@ -43,7 +43,7 @@ def sharpness(log_step: Float[np.ndarray, " step"], curve: Float[np.ndarray, " s
     """The width of the rise `offset + A / (1 + (tau / t)^beta)` by least squares, or None for a flat curve.
 
     For each (tau, beta) on a grid the best offset and A are a regression in closed form, so the fit has no starting
-    point to depend on. `width = 2 log10(9) / beta` (science 3.4); both models have Gaussian errors:
+    point to depend on. `width = 2 log10(9) / beta`; both models have Gaussian errors:
     `BIC = n ln(SSE / n) + k ln n`, k = 4 and 2. `log_step` is the natural logarithm of the steps.
     """
     n = len(curve)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 def cosine_to(
     W_dec: Float[np.ndarray, "step d_sae d_in"], reference: Float[np.ndarray, "d_sae d_in"]
 ) -> Float[np.ndarray, "step d_sae"]:
-    """The cosine of each feature's direction at each checkpoint with its row of `reference` (science 3.2: `c_i(t)`).
+    """The cosine of each feature's direction at each checkpoint with its row of `reference`, `c_i(t)`.
 
     With the last checkpoint as the reference it says how much is settled, with the first how little has moved.
     A direction of length 0 has the cosine 0.
@@ -35,7 +35,7 @@ def angular_speed(
     """Radians per e-fold of training between checkpoints: `angle(d(t_k), d(t_k+1)) / ln(t_k+1 / t_k)`.
 
     `directions` are of unit length and the steps above 0: from step 0 there is no e-fold. Per e-fold, because on a
-    logarithmic grid of steps a feature that turns steadily in log time has a constant speed (science 3.2).
+    logarithmic grid of steps a feature that turns steadily in log time has a constant speed.
     """
     assert (steps > 0).all(), "step 0 has no logarithm"
     return np.asarray(angles(directions[:-1], directions[1:]) / np.log(steps[1:] / steps[:-1])[:, None])
@@ -44,7 +44,7 @@ def angular_speed(
 def settling_index(cos_final: Float[np.ndarray, "step d_sae"], threshold: float) -> Int[np.ndarray, " d_sae"]:
     """The first checkpoint from which on a feature stays within `threshold` of its final direction.
 
-    `min{t: c(t') >= threshold for all t' >= t}` (last passage, science 3.2). Index 0 is left-censored: it was there
+    `min{t: c(t') >= threshold for all t' >= t}` (last passage). Index 0 is left-censored: it was there
     from the start.
     """
     below = cos_final[:-1] < threshold  # the last checkpoint is the reference itself

@@ -182,7 +182,7 @@ class Spread(NamedTuple):
 
     mean: float
     mean_absolute: float
-    """`c_dec` of science 1.1: the decoder's coherence (Chanin 2025)."""
+    """The coherence of the decoder, `c_dec` (Chanin 2025)."""
     mean_largest: float
     """Mean over rows of the largest cosine with another row."""
     percentiles: dict[str, float]
