@@ -12,7 +12,7 @@ import pytest
 from dvc.repo import Repo
 
 from stages import check
-from stages.lib.io import params
+from stages.lib.io import params, plugins
 from stages.lib.run.closure import records
 from stages.lib.run.code import RECORDS, ROOT
 from tests.settings import forget_params
@@ -80,6 +80,19 @@ def test_an_arm_s_record_has_its_own_method_and_no_other() -> None:
     for arm, section in params.value("saes").items():
         files = recorded()[f"train-{arm}"]["files"]
         assert [file for file in files if file.startswith("stages/saes/")] == [f"stages/saes/{section['variant']}.py"]
+
+
+@pytest.mark.parametrize("source", plugins.names("sources"))
+@pytest.mark.parametrize("model", plugins.names("models"))
+def test_every_choice_of_plug_ins_can_be_recorded(source: str, model: str) -> None:
+    made = records(["stages.corpus", "stages.model"], {"sources": source, "models": model}, {})
+    assert f"stages/sources/{source}.py" in made["corpus"]["files"]
+    assert f"stages/models/{model}.py" in made["model"]["files"]
+
+
+@pytest.mark.parametrize("method", plugins.names("saes"))
+def test_every_method_can_be_recorded(method: str) -> None:
+    assert f"stages/saes/{method}.py" in records(["stages.train"], {}, {"arm": method})["train-arm"]["files"]
 
 
 def test_plotting_packages_are_the_report_s_alone() -> None:

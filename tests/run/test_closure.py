@@ -12,7 +12,8 @@ from stages.lib.run import closure, code
 FILES = {
     "stages/first.py": "import json\nfrom stages.lib.room import used\nfrom stages.lib.io import plugins\n"
     "def main():\n    import numpy.linalg\n    return plugins.load('saes', 'x', 'setting')\n",
-    "stages/second.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sklearn.cluster\n",
+    "stages/second.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import httpx2, stages.first\n"
+    "else:\n    import sklearn.cluster\n",
     "stages/lib/room/used.py": "from stages.lib.room.deeper import value\n",
     "stages/lib/room/deeper.py": "value = 1\n",
     "stages/lib/room/unused.py": "import pandas\n",
@@ -95,6 +96,10 @@ def test_a_package_that_is_not_pinned_or_installed_otherwise_is_one_line(tree: P
     message = rf"requirements.txt pins numpy==0.1, but {numpy.__version__} is installed: `pip install -r requirements"
     with pytest.raises(UserError, match=message):
         closure.record("stages.first", {})
+
+
+def test_what_only_type_checkers_import_does_not_count(tree: Path) -> None:
+    assert set(closure.record("stages.second", {})["files"]) == {"stages/second.py"}
 
 
 def test_names_to_import_find_the_distribution_that_is_pinned(tree: Path) -> None:

@@ -1,8 +1,9 @@
 """What the results of each stage rest on, recorded: the import closure of its module, found in the text.
 
-Imports count wherever they stand, also inside functions. A plug-in that is loaded by name (`plugins.load`) belongs to
-the closure if the settings choose it. What a stage starts as a process of its own (`stages.lib.run.tracking`) cannot
-change its results and does not count. It stands apart from `stages.lib.run.code`, which every stage imports.
+Imports count wherever they stand, also inside functions, but for those that only type checkers follow. A plug-in that
+is loaded by name (`plugins.load`) belongs to the closure if the settings choose it. What a stage starts as a process of
+its own (`stages.lib.run.tracking`) cannot change its results and does not count. It stands apart from
+`stages.lib.run.code`, which every stage imports.
 """
 
 import ast
@@ -37,7 +38,7 @@ class Imports(NamedTuple):
 def imports(path: Path) -> Imports:
     """What one file of the project imports, wherever the statement stands."""
     files, folders, packages = set(), set(), set()
-    for node in ast.walk(tree(path)):
+    for node in _what_runs(tree(path)):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -52,6 +53,17 @@ def imports(path: Path) -> Imports:
             elif first not in sys.stdlib_module_names:
                 packages.add(first)
     return Imports(frozenset(files), frozenset(folders), frozenset(packages))
+
+
+def _what_runs(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all below it, but not what stands under `if TYPE_CHECKING:`, which no run imports."""
+    yield node
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        children: Iterable[ast.AST] = node.orelse
+    else:
+        children = ast.iter_child_nodes(node)
+    for child in children:
+        yield from _what_runs(child)
 
 
 def _modules(name: str) -> Iterator[Path]:
