@@ -48,7 +48,7 @@ def _pieces(node: ast.AST) -> Iterator[str]:
             continue
         yield name
         for item in value if isinstance(value, list) else [value]:
-            if _is_only_a_string(item):
+            if _is_only_a_string(item) or (isinstance(node, ast.JoinedStr) and _is_empty_text(item)):
                 continue
             if isinstance(item, ast.AST):
                 yield from _pieces(item)
@@ -59,6 +59,11 @@ def _pieces(node: ast.AST) -> Iterator[str]:
 
 def _is_only_a_string(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_empty_text(node: object) -> bool:
+    """Whether a part of an f-string is nothing, which Python 3.12 alone writes down."""
+    return isinstance(node, ast.Constant) and node.value == ""
 
 
 @cache
@@ -74,10 +79,17 @@ def relative(path: Path) -> str:
 
 
 def loaded() -> set[Path]:
-    """The project's files that this process has imported."""
-    modules = [module for name, module in [*sys.modules.items()] if name == "__main__" or name.split(".")[0] in OURS]
+    """The project's files that this process has imported, and the one that it runs if that is the project's."""
+    main = sys.modules["__main__"]
+    modules = [module for name, module in [*sys.modules.items()] if _is_ours(name)]
+    if main.__spec__ is not None and _is_ours(main.__spec__.name):
+        modules.append(main)
     files = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
     return {file for file in files if file.is_relative_to(ROOT) and file.stat().st_size > 0}
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] in OURS
 
 
 def installed(distribution: str) -> str | None:
