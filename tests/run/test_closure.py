@@ -42,7 +42,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def clear() -> None:
-    for function in (code.tree, code.syntax_hash, closure.imports, closure.pins):
+    for function in (code.tree, code.syntax_hash, closure.imports, closure.pins, closure.pinned):
         function.cache_clear()
 
 

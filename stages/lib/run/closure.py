@@ -55,15 +55,16 @@ def imports(path: Path) -> Imports:
     return Imports(frozenset(files), frozenset(folders), frozenset(packages))
 
 
-def _what_runs(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all below it, but not what stands under `if TYPE_CHECKING:`, which no run imports."""
-    yield node
-    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-        children: Iterable[ast.AST] = node.orelse
-    else:
-        children = ast.iter_child_nodes(node)
-    for child in children:
-        yield from _what_runs(child)
+def _what_runs(root: ast.AST) -> Iterator[ast.AST]:
+    """All nodes of a tree, but not those under `if TYPE_CHECKING:`, which no run imports."""
+    todo = [root]
+    while todo:
+        node = todo.pop()
+        yield node
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+        else:
+            todo += ast.iter_child_nodes(node)
 
 
 def _modules(name: str) -> Iterator[Path]:
@@ -115,7 +116,8 @@ def _distributions() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
-def pinned(package: str) -> dict[str, str]:
+@cache
+def pinned(package: str) -> Mapping[str, str]:
     """The pinned version of each distribution that provides an import name.
 
     Raises:
