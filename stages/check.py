@@ -138,5 +138,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    gc.disable()  # imports and syntax trees are a great many objects that live to the end; looking at them takes a fifth
+    gc.disable()  # a fifth of the time would go into looking at modules and syntax trees, which live to the end
     run(main)
