@@ -1,6 +1,6 @@
 """The known features behind synthetic activations on disk, and which of them are on in the held-out stream.
 
-`data/truth/<revision>/truth.safetensors` holds the tensors of `stages.lib.synthetic.Truth`. The codes of the test split
+`data/truth/<revision>/truth.safetensors` holds the tensors of `synthetic.world.Truth`. The codes of the test split
 stand beside it in blocks of `BLOCK` tokens, as sparse rows, so that a long stream is read piece by piece.
 """
 
