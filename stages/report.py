@@ -22,8 +22,22 @@ from stages.lib.io.files import atomic, read_json, write_json, write_text
 from stages.lib.io.params import Params, read, value
 from stages.lib.io.summary import read_summaries
 from stages.lib.io.tables import read_parquet
-from stages.lib.report import answers, figures
+from stages.lib.report.answers import (
+    activation_functions,
+    emergence,
+    frequency,
+    interpretability,
+    setting,
+    structure,
+    training,
+)
 from stages.lib.report.close_up import Size, map_of_features, nearest_features, single_features, tables
+from stages.lib.report.figures import activation_functions as first_figures
+from stages.lib.report.figures import emergence as second_figures
+from stages.lib.report.figures import frequency as third_figures
+from stages.lib.report.figures import interpretability as fifth_figures
+from stages.lib.report.figures import structure as structure_figures
+from stages.lib.report.figures import training as fourth_figures
 from stages.lib.report.page import Block, Figure, Section, to_html, to_markdown
 from stages.lib.report.results import Results
 from stages.lib.run.log import Log
@@ -99,38 +113,39 @@ def sections(results: Results, own: ReportParams) -> list[Section]:
     evolving, checkpoints = (tables(results, "emergence", name) for name in ("trajectories", "checkpoints"))
     facts = (read_json(DATA / name / f"{file}.json") for name, file in
              (("model", "model"), ("corpus", "corpus"), ("tokens", "tokens")))  # fmt: skip
-    coverage = figures.coverage(
-        results, [(name, answers.METRICS[name]) for name in ("cc_coverage", "cc_coverage_contextual")]
+    coverage = fifth_figures.coverage(
+        results, [(name, interpretability.METRICS[name]) for name in ("cc_coverage", "cc_coverage_contextual")]
     )
     size = Size(own.n_features, own.n_contexts, own.n_tokens)
     question_5: list[Block] = [
-        *illustrated(answers.interpretability(results), coverage),
+        *illustrated(interpretability.interpretability(results), coverage),
         *illustrated(
-            answers.clusters(results, read_json(REPORTS / "embed" / "clusters.json")),
+            structure.clusters(results, read_json(REPORTS / "embed" / "clusters.json")),
             map_of_features(results, own.arm),
         ),
         *illustrated(
-            answers.attribution(results), figures.attribution(results, tables(results, "attribution", "nodes"))
+            structure.attribution(results),
+            structure_figures.attribution(results, tables(results, "attribution", "nodes")),
         ),
     ]
     return [
         Section("1. How do activation functions affect feature learning?", [
-            *illustrated(answers.fidelity(results), figures.frontiers(results, compared["frontier"])),
-            figures.agreement(results, read_parquet(DATA / "compare" / "shared.parquet")),
-            figures.training_curves(results, compared["curves"]),
+            *illustrated(activation_functions.fidelity(results), first_figures.frontiers(results, compared["frontier"])),
+            first_figures.agreement(results, read_parquet(DATA / "compare" / "shared.parquet")),
+            first_figures.training_curves(results, compared["curves"]),
         ]),
         Section("2. What drives the emergence of concepts?", illustrated(
-            answers.drivers(results), figures.emergence(results, tables(results, "emergence", "concepts")),
+            emergence.drivers(results), second_figures.emergence(results, tables(results, "emergence", "concepts")),
         )),
         Section("3. Is the firing frequency a reliable sign of specialisation?", illustrated(
-            answers.frequency(results), figures.rates(results, features),
+            frequency.frequency(results), third_figures.rates(results, features),
         )),
         Section("4. Can the behaviour of features during training be quantified and seen?", illustrated(
-            answers.training(results), figures.trajectories(results, evolving, checkpoints),
+            training.training(results), fourth_figures.trajectories(results, evolving, checkpoints),
         )),
         Section("5. How do sparsity mechanisms affect interpretability?", question_5),
         Section("Features up close", single_features(results, own.arm, size, features)),
-        Section("What the results rest on", answers.setting(*facts)),
+        Section("What the results rest on", setting.setting(*facts)),
     ]  # fmt: skip
 
 

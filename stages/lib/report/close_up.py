@@ -18,8 +18,10 @@ from stages.lib.concepts.labels import read_concepts, read_labels
 from stages.lib.io.tables import read_parquet
 from stages.lib.language.documents import read_documents
 from stages.lib.language.windows import Windows, read_windows
-from stages.lib.report import figures
 from stages.lib.report.contexts import Reading, Stretch, one_per_document, stretch, strongest_rows
+from stages.lib.report.figures import close_up as single
+from stages.lib.report.figures.plate import MAX_ROWS, kinds
+from stages.lib.report.figures.structure import embedding
 from stages.lib.report.page import Block, Figure, Passage, Passages, Text
 from stages.lib.report.results import Results
 from stages.lib.sae.members import Member, member_at, revision
@@ -186,24 +188,24 @@ def of_member(table: pd.DataFrame, member: Member) -> pd.DataFrame:
 
 def heat_map(shown: Shown, n_tokens: int) -> Figure | None:
     """The activations of features along a passage, or None if no window is long enough for one."""
-    most_at_home = passage(shown, n_tokens, figures.MAX_ROWS)
+    most_at_home = passage(shown, n_tokens, MAX_ROWS)
     if most_at_home is None:
         return None
     best = zip(shown.features["feature"], shown.features["best_concept"], strict=True)
     labels = {int(feature): str(concept) for feature, concept in best if isinstance(concept, str)}
-    return figures.heat_map(*most_at_home, labels)
+    return single.heat_map(*most_at_home, labels)
 
 
 def feature_map(shown: Shown, member: Member) -> Figure | None:
     """The cosines of the best detected concepts with the features that detect them, or None if there are none."""
     best = of_member(read_parquet(DATA / "interpret" / member.arm / "concepts.parquet"), member)
     best = best[(best["basis"] == "sae") & best["best_feature"].notna()]
-    best = best.sort_values(["cc_f1", "concept"], ascending=[False, True]).head(figures.MAX_ROWS)
+    best = best.sort_values(["cc_f1", "concept"], ascending=[False, True]).head(MAX_ROWS)
     if best.empty:
         return None
     names, chosen = [str(name) for name in best["concept"]], [int(feature) for feature in best["best_feature"]]
     cosines = concept_cosines(shown, names, chosen)
-    return figures.feature_map(cosines, names, [str(feature) for feature in chosen], member.arm)
+    return single.feature_map(cosines, names, [str(feature) for feature in chosen], member.arm)
 
 
 def map_of_features(results: Results, arm: str) -> Figure:
@@ -217,4 +219,4 @@ def map_of_features(results: Results, arm: str) -> Figure:
     columns = ["arm", "level", "seed", "feature", "best_concept", "mcc_calibrated"]
     table = table.merge(everything[columns], on=columns[:4], how="left")
     kind = {concept.name: concept.kind for concept in read_concepts()}
-    return figures.embedding(results, table.assign(kind=figures.kinds(table, kind, KNOWN_MCC)), arms)
+    return embedding(results, table.assign(kind=kinds(table, kind, KNOWN_MCC)), arms)
