@@ -302,7 +302,7 @@ def waiting(options: argparse.Namespace, scratch: Path) -> Table:  # noqa: ARG00
             chosen = train.settings(arm, "0")
             kept = open_store(chosen.arm.activations)
             sample = kept.scaling().normalise_(spread_rows(kept, "validation"))
-            training = train.prepare(chosen, sample, train.n_steps(chosen.train, kept.n_rows("train")))
+            training = train.prepare(chosen, chosen.seeds[0], sample, train.n_steps(chosen.train, kept.n_rows("train")))
             if cold:
                 drop_cached(sorted(kept.directory.glob("train-*")))
             steps, size = training.schedule.n_steps, chosen.train.batch_size

@@ -41,7 +41,7 @@ LRS = (1e-3, 3e-3, 1e-2, 3e-2)
 DEAD_SHARE = 0.13
 """A feature that has not fired on this share of all tokens is dead: 65,000 of 500,000, as in `params.yaml`."""
 TOLERANCE = 0.03
-"""`compare.l0_tolerance` of `params.yaml`."""
+"""How far beyond the last level, as a share, the wanted L0 may lie and still take that level's value."""
 SAMPLE = 2**14
 """Validation activations, at least, on which what inference needs is set, from all over the split."""
 AROUND = (0.75, 1.0, 1.35)
@@ -151,7 +151,10 @@ def outcome(build: Callable[[Recipe], Trainer], recipe: Recipe, data: Data) -> O
 def at_wanted(found: list[Outcome], split: str, l0: float) -> float | None:
     """The FVU at the wanted L0, of one seed and learning rate."""
     scores = [getattr(one, split) for one in found]
-    return at_l0([one.l0 for one in scores], [one.fvu for one in scores], l0, TOLERANCE, log=True)
+    least, most = min(one.l0 for one in scores), max(one.l0 for one in scores)
+    if not least / (1 + TOLERANCE) <= l0 <= most * (1 + TOLERANCE):
+        return None
+    return at_l0([one.l0 for one in scores], [one.fvu for one in scores], min(max(l0, least), most), log=True)
 
 
 def beyond(library: str, method: str, found: list[Outcome], l0: float) -> float | None:

@@ -18,12 +18,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "relu": {},
     "p_anneal": {"p_end": 0.2},
     "gated": {},
-    "jump_relu": {"bandwidth": 0.1, "initial_threshold": 0.05},
+    "jump_relu": {"bandwidth": 0.1},
     "topk": {"aux_coefficient": 1 / 32},
     "batch_topk": {"aux_coefficient": 1 / 32},
     "matryoshka": {"aux_coefficient": 1 / 32, "groups": [1 / 32, 1 / 16, 1 / 8, 1 / 4]},
 }
 """What the methods need besides their level; as in `params.yaml` where they are there."""
+WITHOUT_L0: dict[str, dict[str, Any]] = {"jump_relu": {"initial_threshold": 0.1}}
+"""What they need where the level is not a wanted L0."""
 
 
 def precisions(device: str) -> tuple[str, ...]:
@@ -43,7 +45,8 @@ class OurTrainer:
         module = plugins.load("saes", recipe.method, "method")
         name = "l0" if led else module.SAEParams.own_level
         level = int(recipe.level) if name == "k" else float(recipe.level)
-        own = module.SAEParams(variant=recipe.method, activations="main", **{name: [level]}, **SETTINGS[recipe.method])
+        more = SETTINGS[recipe.method] | ({} if led else WITHOUT_L0.get(recipe.method, {}))
+        own = module.SAEParams(variant=recipe.method, activations="main", **{name: [level]}, **more)
         generator = torch.Generator().manual_seed(integer(recipe.seed, "initialisation"))
         decoder = random_directions(recipe.d_sae, recipe.d_in, generator).to(recipe.device)
         coarse = torch.bfloat16 if recipe.precision == "bf16" and recipe.device.type == "cpu" else None

@@ -27,6 +27,7 @@ from benchmarks.tables import Table, heading, write
 from stages import train
 from stages.lib.activations.store import Store, open_store
 from stages.lib.run.machine import keep_freed_memory
+from stages.lib.sae.outputs import write_sae
 from stages.lib.sae.saved import load_sae
 
 WAYS = [("float32", "float32"), ("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "bfloat16")]
@@ -65,7 +66,7 @@ def fvus(arm: str, seeds: list[int], store: Store, exact: Store) -> pd.DataFrame
         lr = chosen.train.lr if chosen.arm.lr is None else chosen.arm.lr
         for level, sae in enumerate(trained(chosen, store, lr).saes):
             with tempfile.TemporaryDirectory() as directory:
-                train.write_sae(Path(directory), sae, store, {})
+                write_sae(Path(directory), sae, train.space(store), {})
                 l0, fvu, _ = measured(load_sae(Path(directory)), exact)
             rows.append({"seed": seed, "level": chosen.arm.levels[level], "l0": l0, "fvu": fvu})
     return pd.DataFrame(rows)

@@ -193,18 +193,18 @@ def table(seconds: dict[Row, float], calls: dict[Row, Timed], peak_ms: float | N
     columns = ["method", "library", "precision", "dead", "ms", "/ encoder bf16", "/ five bf16"]
     columns += ["/ fastest other", "/ fastest other, equal precision", "/ idle", "L0"]
     columns += [] if peak_ms is None else ["share of peak"]
-    rows = []
+    rows, digits = [], 1 if peak_ms is None else 3
     for row, value in seconds.items():
         others = [other for other in seconds if other.library not in (OURS, row.library) and row.method]
         others = [other for other in others if (other.method, other.dead) == (row.method, row.dead)]
         equal = [other for other in others if other.precision == row.precision]
         idle = seconds[row._replace(dead=False)] if row.dead else None
         l0 = calls[row].l0
-        cells = [row.method, row.library, row.precision, "10 %" if row.dead else "", f"{value * 1e3:.1f}"]
+        cells = [row.method, row.library, row.precision, "10 %" if row.dead else "", f"{value * 1e3:.{digits}f}"]
         cells += [f"{value / limit:.2f}" for limit in (encoder, five)]
         cells += [f"{value / min(map(seconds.__getitem__, group)):.2f}" if group else "" for group in (others, equal)]
         cells += ["" if idle is None else f"{value / idle:.2f}", "" if l0 is None else f"{l0():.1f}"]
-        cells += [] if peak_ms is None else [f"{peak_ms / value / 1e3:.2f}"]
+        cells += [] if peak_ms is None else [f"{peak_ms / value / 1e3:.3f}"]
         rows.append(cells)
     return Table(columns, rows)
 
@@ -215,6 +215,10 @@ called in turns, in the process's time where one thread computes. Ratios below 1
 out our own and the row's own library. glibc keeps freed memory for all alike (`stages.lib.run.machine`). `L0`: active
 features a token in our last step, after {warm_up} steps of training. `10 %` of features dead means that the loss that
 revives them is at work, `/ idle` what that costs.
+"""
+GPU_NOTE = """
+Products of fp32 are in TF32 here, as in our training. `share of peak`: what five products would take at the rate of a
+bfloat16 product of {size} rows and columns, {rate:.0f} TFLOP/s here, by what the row takes.
 """
 
 
@@ -241,6 +245,7 @@ def main() -> None:
     chosen = arguments()
     keep_freed_memory()
     use_threads()
+    torch.backends.cuda.matmul.allow_tf32 = True  # as `stages.train` does
     sizes, device = SIZES[chosen.size], chosen.device
     x = activations(8 * chosen.batch, sizes[0], torch.Generator().manual_seed(1)).to(device)
     batches = list(torch.split(x, chosen.batch))
@@ -255,10 +260,12 @@ def main() -> None:
             if method in library.methods:
                 calls |= other_steps(library, method, sizes, batches, chosen.dead == "all")
     seconds = measure(calls, chosen.rounds, device)
-    peak_ms = 10e3 * chosen.batch * sizes[0] * sizes[1] / peak(device) if device.type == "cuda" else None
+    rate = peak(device) if device.type == "cuda" else None
+    peak_ms = None if rate is None else 10e3 * chosen.batch * sizes[0] * sizes[1] / rate
     note = NOTE.format(
         d_in=sizes[0], d_sae=sizes[1], k=sizes[2], batch=chosen.batch, rounds=chosen.rounds, warm_up=chosen.warm_up
     )
+    note += "" if rate is None else GPU_NOTE.format(size=PEAK_SIZE, rate=rate / 1e12)
     text = heading("benchmarks.train_step", device, found) + note
     found_table = table(seconds, calls, peak_ms)
     sys.stdout.write(f"{text}\n{found_table.text()}")

@@ -48,8 +48,14 @@ def settings() -> dict[str, Any]:
             f"{params.PARAMS_FILE}: train.seeds is {seeds} and saes has {len(arms)} arms: "
             "at least one arm and one seed are needed, and seeds must be different and not negative"
         )
+    more = params.read("train.more_seeds", list[int])
+    if len({*seeds, *more}) < len(seeds) + len(more) or min(more, default=0) < 0:
+        raise UserError(
+            f"{params.PARAMS_FILE}: train.more_seeds is {more}: they must be different from one another and from "
+            f"train.seeds ({seeds}), and not negative"
+        )
     revisions = params.read("activations.revisions", list[str])
-    choices = {"arm": arms, "seed": [str(seed) for seed in seeds], "revision": revisions}
+    choices = {"arm": arms, "seed": [*map(str, seeds), "more"], "revision": revisions}
     params.READ.clear()
     checked: dict[str, Any] = {}
     for name in stage_names():

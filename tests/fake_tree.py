@@ -26,7 +26,7 @@ D_IN, D_SAE = 12, 40
 STEPS = [0, 1, 4, 16, 64, 200]
 
 PARAMS = """
-train: {seeds: [0, 1, 2]}
+train: {seeds: [0, 1, 2], more_seeds: [], lr: 0.01, lr_warm_up: 0.02, sparsity_warm_up: 0.1, lr_decay: 0.2}
 saes:
   relu: {variant: relu}
   topk: {variant: topk}
@@ -34,13 +34,17 @@ saes:
   untrained: {variant: topk}
 compare:
   l0: [4, 8, 16]
-  l0_tolerance: 0.02
   reference: topk
   controls: [frozen_decoder, untrained]
   metrics: [fvu, delta_ce, cc_coverage]
+  endpoints: {fvu: 0.02, cc_coverage: 0.1}
+  l0_type: [relu, topk]
+  alike: 0.95
   n_permutations: 99
   n_random: 3
   seed: 0
+frequency: {random_decoder: frozen_decoder, endpoint: entropy_rarefied, least_difference: 0.3, least_arms: 2,
+            n_resamples: 20, seed: 0}
 report: {arm: topk, n_features: 3, n_contexts: 2, n_tokens: 24, headline: [fvu, cc_coverage, delta_ce]}
 """
 
@@ -87,6 +91,14 @@ def write_summaries() -> None:
             write_summary(stage, arm, content)
 
 
+def measures(arm: str, rate: np.ndarray, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Made-up measures of specialisation: the entropy grows with the rate, but not in the random decoder."""
+    log_rate = np.log10(np.maximum(rate, 1e-5))
+    grows = 0.0 if arm == "frozen_decoder" else 1.0
+    return {"resolved": rate > 0, "entropy_rarefied": 5 + grows * log_rate + 0.3 * generator.normal(size=D_SAE),
+            "purity": generator.random(D_SAE)}  # fmt: skip
+
+
 def write_training() -> None:
     """SAEs, checkpoints, curves and firing rates."""
     shared = unit(D_SAE, 7)
@@ -113,9 +125,8 @@ def write_training() -> None:
                 )
                 rate = 10 ** np.random.default_rng(seed).uniform(-4, -0.5, D_SAE)
                 rate[0] = 0.0
-                features.append(
-                    pd.DataFrame({"arm": arm, "level": level, "seed": seed, "feature": range(D_SAE), "rate": rate})
-                )
+                table = {"arm": arm, "level": level, "seed": seed, "feature": range(D_SAE), "rate": rate}
+                features.append(pd.DataFrame(table | measures(arm, rate, np.random.default_rng(100 + number + seed))))
             tensors.save(cell / "level-1/checkpoints/step-00000000.safetensors", {"W_dec": start.half()}, {"step": 0})
             facts = {"arm": arm, "variant": arm, "activations": revision, "seed": seed, "levels": L0, "follow_level": 1,
                      "d_in": D_IN, "d_sae": D_SAE, "n_tokens": 200000, "steps": 200, "sparsity_name": "k"}  # fmt: skip

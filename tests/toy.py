@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {
     "activations.n_tokens": 8000,
     "activations.shard_rows": 3000,
     "train.seeds": [0, 1],
+    "train.more_seeds": [7],
     "train.d_sae": 64,
     "train.epochs": 4,
     "train.batch_size": 128,

@@ -206,6 +206,8 @@ def test_dead_features_get_weights_from_inputs_of_their_own(name: str) -> None:
     assert cosine.argmax(1).unique().numel() == 5  # none is given twice
     norms = before["W_enc"][:, ~dead].norm(dim=0).mean()
     assert torch.allclose(sae.W_enc.detach()[:, dead].norm(dim=0), ENCODER_SHARE * norms.expand(5), atol=1e-5)
+    if "threshold" in sae.names:  # 0.1 at the start, of encoders of norm 1
+        assert torch.allclose(sae.threshold.detach()[dead], 0.1 * ENCODER_SHARE * norms.expand(5), atol=1e-6)
     assert not sae.b_enc[dead].any() and not sae.tokens_since_fired.any()
     assert sae.n_resampled == 5
 

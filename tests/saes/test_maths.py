@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from stages.lib.features.matching import match
 from stages.lib.io import plugins
+from stages.lib.io.errors import UserError
 from stages.lib.io.params import check
 from stages.lib.run import parallel
 from stages.lib.run.seeds import integer, numpy_generator
 from stages.lib.sae.base import random_directions, remove_radial_
 from stages.lib.sae.selection import above, top_k
 from stages.lib.sae.topk import auxk, topk_gradients, topk_losses
-from tests.dictionaries import build
+from tests.dictionaries import D_IN, build, directions
 
 EYE = torch.eye(2)
 
@@ -150,6 +151,26 @@ def test_threshold_stays_positive() -> None:
     for _ in range(5):
         sae.step(torch.tensor([[0.01, 0.02]]), 0.5, 0.0)
     assert (sae.threshold >= 1e-6).all()
+
+
+def test_thresholds_start_where_the_wanted_l0_is() -> None:
+    sample = torch.randn(4000, D_IN, generator=generator("sample")) * torch.linspace(0.2, 2, D_IN)
+    for l0 in (2.0, 5.5):
+        sae = build("jump_relu", directions(), l0_coefficient=None, l0=[l0], initial_threshold=None)
+        sae.look_at(sample)
+        assert len(sae.threshold.unique()) == 1
+        z = sae.hidden_pre(sample)
+        assert float((z > sae.threshold).sum() / len(z)) == pytest.approx(l0, rel=0.02)  # of every other token
+    given = build("jump_relu", directions(), l0_coefficient=None, l0=[2.0], initial_threshold=0.07)
+    given.look_at(sample)
+    assert given.threshold.unique().tolist() == pytest.approx([0.07])
+
+
+def test_thresholds_need_a_start() -> None:
+    own = {"variant": "jump_relu", "activations": "main", "l0_coefficient": [0.01], "bandwidth": 0.1}
+    params = check("saes.x", own, plugins.load("saes", "jump_relu", "saes.x.variant").SAEParams)
+    with pytest.raises(UserError, match="saes.x has no wanted l0 that its thresholds could start at"):
+        params.check("x", 24)
 
 
 @torch.no_grad()

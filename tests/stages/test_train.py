@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from stages import train
+from stages.lib.activations.parts import spread_rows
 from stages.lib.activations.store import open_store
 from stages.lib.io import tensors
 from stages.lib.io.errors import UserError
@@ -22,6 +23,8 @@ from stages.lib.io.files import read_json
 from stages.lib.run.resume import Resume
 from stages.lib.sae import training
 from stages.lib.sae.base import random_directions
+from stages.lib.sae.members import more_members
+from stages.lib.sae.penalty import n_active
 from stages.lib.sae.saved import load_sae
 from stages.lib.sae.training import Schedule, checkpoint_steps, history_steps
 from stages.saes import topk
@@ -32,6 +35,7 @@ from tests.worlds import Rows, write_store
 D_IN, D_SAE, ROWS = 8, 16, 900
 TRAIN = {
     "seeds": [0, 1],
+    "more_seeds": [2, 5],
     "d_sae": D_SAE,
     "epochs": 1,
     "batch_size": 30,
@@ -181,6 +185,8 @@ def test_writes_what_it_promises(arm: str, project: Path) -> None:
         "follow_level": 1,
         "d_in": D_IN,
         "d_sae": D_SAE,
+        "batch_size": 30,
+        "lr": section.get("lr", TRAIN["lr"]),
     }
     table = rows(directory)
     losses = ["loss", "sparsity_loss", "auxiliary_loss"]
@@ -236,8 +242,76 @@ def test_arms_and_levels_of_a_seed_start_alike_and_seeds_do_not(project: Path) -
         first.append(tensors.load(path)["W_dec"])
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
-    prepared = train.prepare(train.settings("relu", "0"), torch.zeros(4, D_IN), 30)
+    prepared = train.prepare(train.settings("relu", "0"), 0, torch.zeros(4, D_IN), 30)
     assert torch.equal(prepared.saes[0].W_enc, prepared.saes[1].W_enc)
+
+
+@pytest.mark.parametrize("arm", ["topk", "jump"])
+def test_more_seeds_are_the_followed_level_of_a_whole_training(arm: str, project: Path) -> None:
+    train.main(arm, "more")
+    more = project / "data/train" / arm / "more"
+    assert read_json(more / "seeds.json") == [2, 5]
+    train.main(arm, "5")
+    whole, alone = contents(project / "data/train" / arm / "seed-5"), contents(more / "seed-5")
+    for name in (
+        "level-1/sae_weights.safetensors",
+        "level-1/cfg.json",
+        "level-1/checkpoints/step-00000000.safetensors",
+    ):
+        assert alone[name] == whole[name], name
+    assert not any(name.startswith("level-0") for name in alone)
+    assert {row["level"] for row in rows(more / "seed-5")} == {"1"}
+    assert rows(more / "seed-5") == [
+        row for row in rows(project / "data/train" / arm / "seed-5") if row["level"] == "1"
+    ]
+    found = more_members(arm, [2, 5], project / "data/train")
+    assert [(one.seed, one.level, one.sparsity) for one in found] == [
+        (2, 1, whole_level(arm)),
+        (5, 1, whole_level(arm)),
+    ]
+    assert not [*(project / "data/.resume").glob("*/*")]
+
+
+def whole_level(arm: str) -> float:
+    return next(float(value[1]) for value in SAES[arm].values() if isinstance(value, list))
+
+
+def test_a_seed_that_is_done_is_not_trained_again_after_a_kill(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train.main("topk", "more")
+    expected = contents(project / "data/train/topk/more")
+    seen: list[int] = []
+    run_stretch = training.Training.run
+
+    def signalling(self: training.Training, batches: list[torch.Tensor]) -> None:
+        seen.append(self.done)
+        if seen.count(0) == 2 and self.done >= 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        run_stretch(self, batches)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(training.Training, "run", signalling)
+        train.main("topk", "more")
+    shutil.rmtree(project / "data/train/topk/more")
+    steps: list[int] = []
+    monkeypatch.setattr(
+        training.Training, "run", lambda self, batches: (steps.append(self.done), run_stretch(self, batches))[1]
+    )
+    train.main("topk", "more")
+    assert steps and min(steps) >= 10  # nothing of the first seed, and of the second what was left
+    assert contents(project / "data/train/topk/more") == expected
+
+
+def test_checkpoints_have_the_wanted_l0_from_the_start(project: Path) -> None:
+    train.main("led", "0")
+    train.main("quadratic", "0")
+    store = open_store("main")
+    x = spread_rows(store, "validation")
+    x = (x - store.mean) / store.scale
+    for arm in ("led", "quadratic"):
+        for step in checkpoint_steps(ROWS // 30, 6):
+            path = project / "data/train" / arm / f"seed-0/level-1/checkpoints/step-{step:08d}.safetensors"
+            weights = {name: tensor.float() for name, tensor in tensors.load(path).items()}
+            assert float(n_active(weights, x)) == pytest.approx(SAES[arm]["l0"][1], rel=0.03), (arm, step)
 
 
 # Interruptions
@@ -366,10 +440,10 @@ def test_every_setting_of_the_section_changes_the_outcome(project: Path) -> None
     train.main("topk", "0")
     assert contents(project / "data/train/topk/seed-0") != whole
     configure(train__dead_share=0.9, train__dead_tokens=1)
-    few = train.prepare(train.settings("topk", "0"), torch.zeros(4, D_IN), 30)
+    few = train.prepare(train.settings("topk", "0"), 0, torch.zeros(4, D_IN), 30)
     assert {sae.dead_tokens for sae in few.saes} == {810}
     configure(train__lr=0.1)
-    lrs = [train.prepare(train.settings(arm, "0"), torch.zeros(4, D_IN), 30).schedule.lr for arm in ("topk", "relu")]
+    lrs = [train.prepare(train.settings(arm, "0"), 0, torch.zeros(4, D_IN), 30).schedule.lr for arm in ("topk", "relu")]
     assert lrs == [0.1, 0.01]
 
 

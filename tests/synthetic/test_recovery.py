@@ -85,7 +85,7 @@ def test_saes_begin_at_chance() -> None:
         own, chosen = generate.settings(), train.settings("topk", str(seed))
     truth = draw_truth(own, seed)
     assert chosen.arm.activations == REVISION
-    start = train.prepare(chosen, torch.zeros(4, own.d_in), 10).saes[0].W_dec.detach()
+    start = train.prepare(chosen, seed, torch.zeros(4, own.d_in), 10).saes[0].W_dec.detach()
     levels = [directions(random(len(start), own.d_in, 100 + i), truth.dictionary).mcc for i in range(20)]
     assert abs(directions(start, truth.dictionary).mcc - np.mean(levels)) < 3 * np.std(levels, ddof=1)
     # What the check is there to find: the first directions of the truth, before they were spread out.

@@ -200,6 +200,11 @@ class SAE:
         """What is exported after the last step."""
         return self.export()
 
+    def calibrated(self, x: Float[Tensor, "token d_in"]) -> dict[str, Tensor]:
+        """The weights of inference at the level's L0 on these validation activations, at any step of the training."""
+        self.settle(x)
+        return self.export()
+
     def export(self) -> dict[str, Tensor]:
         """The weights of inference, as `architecture` has them, detached."""
         return self.weights()

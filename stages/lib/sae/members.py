@@ -1,5 +1,7 @@
 """Where the SAEs of an arm lie, `data/train/<arm>/seed-<n>/level-<i>`, and what `train.json` records of them.
 
+Seeds that were trained at the followed level alone lie in `data/train/<arm>/more/seed-<n>`.
+
 Which there are is read from `train.json`, never from a listing: DVC leaves the directory of a seed or level behind that
 was removed from `params.yaml`.
 """
@@ -31,6 +33,11 @@ def cell(arm: str, seed: int, root: Path = TRAIN) -> Path:
     return root / arm / f"seed-{seed}"
 
 
+def more_cell(arm: str, seed: int, root: Path = TRAIN) -> Path:
+    """The directory of a seed that was trained at the followed level alone."""
+    return root / arm / "more" / f"seed-{seed}"
+
+
 def members(arm: str, seeds: Iterable[int], root: Path = TRAIN) -> list[Member]:
     """The SAEs of an arm, by seed and then by level.
 
@@ -40,17 +47,35 @@ def members(arm: str, seeds: Iterable[int], root: Path = TRAIN) -> list[Member]:
     found = []
     for seed in seeds:
         directory = cell(arm, seed, root)
-        if not (directory / "train.json").is_file():
-            raise UserError(
-                f"{directory / 'train.json'} is missing; `dvc pull train` brings it from a remote, "
-                f"`dvc repro train@{arm}-{seed}` trains it"
-            )
-        levels = read_json(directory / "train.json")["levels"]
         found += [
             Member(arm, seed, level, directory / f"level-{level}", float(sparsity))
-            for level, sparsity in enumerate(levels)
+            for level, sparsity in enumerate(_trained(directory, f"train@{arm}-{seed}")["levels"])
         ]
     return found
+
+
+def more_members(arm: str, seeds: Iterable[int], root: Path = TRAIN) -> list[Member]:
+    """The SAEs of the seeds that were trained at the followed level alone, by seed.
+
+    Raises:
+        UserError: if a seed was not trained here.
+    """
+    found = []
+    for seed in seeds:
+        directory = more_cell(arm, seed, root)
+        facts = _trained(directory, f"train_more@{arm}")
+        level = int(facts["follow_level"])
+        found.append(Member(arm, seed, level, directory / f"level-{level}", float(facts["levels"][level])))
+    return found
+
+
+def _trained(directory: Path, stage: str) -> Any:
+    path = directory / "train.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; `dvc pull {stage}` brings it from a remote, `dvc repro {stage}` trains it"
+        )
+    return read_json(path)
 
 
 def member_at(arm: str, seed: int, level: int) -> Member:

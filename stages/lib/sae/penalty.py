@@ -95,21 +95,30 @@ class PenaltySAE(SAE):
 
     def finish(self, x: Float[Tensor, "token d_in"]) -> None:
         """Shift what inference takes for active to the wanted L0 on validation activations, if that is near."""
-        if not self.is_led:
-            return
+        if self.is_led and abs(float(n_active(self.export(), x)) / self.level - 1) <= WITHIN:
+            self.shift = self.wanted_shift(x)
+
+    def wanted_shift(self, x: Float[Tensor, "token d_in"]) -> float:
+        """The shift that leaves exactly the wanted L0 on these activations: midway between two pre-activations."""
         weights = self.export()
         n = round(self.level * len(x))
-        if abs(float(n_active(weights, x)) / self.level - 1) <= WITHIN:
-            above = (hidden_pre(weights, x) - weights.get("threshold", 0)).flatten()
-            ends = [above.kthvalue(len(above) - n + place).values for place in (0, 1)]
-            self.shift = float((ends[0].double() + ends[1].double()) / 2)
+        above = (hidden_pre(weights, x) - weights.get("threshold", 0)).flatten()
+        ends = [above.kthvalue(len(above) - n + place).values for place in (0, 1)]
+        return float((ends[0].double() + ends[1].double()) / 2)
 
     def shifted(self) -> dict[str, Tensor]:
         """The weights of inference, after the shift."""
+        return self._shifted_by(self.shift)
+
+    def calibrated(self, x: Float[Tensor, "token d_in"]) -> dict[str, Tensor]:
+        """The weights of inference at the wanted L0, however far the training is from it."""
+        return self._shifted_by(self.wanted_shift(x) if self.is_led else 0.0)
+
+    def _shifted_by(self, shift: float) -> dict[str, Tensor]:
         weights = self.export()
         if self.architecture == "standard":
-            return {**weights, "b_enc": weights["b_enc"] - self.shift}
-        return {**weights, "threshold": (weights["threshold"] + self.shift).clamp_min(0)}
+            return {**weights, "b_enc": weights["b_enc"] - shift}
+        return {**weights, "threshold": (weights["threshold"] + shift).clamp_min(0)}
 
     def multiply_(self, factor: Float[Tensor, ""]) -> None:
         """Strengthen the penalty."""
@@ -150,7 +159,10 @@ class PenaltySAE(SAE):
         alive |= ~alive.any()
         fresh = {name: value[dead] for name, value in self.more_weights(self.W_dec.detach()).items()}
         fresh["W_dec"] = directions * self.W_dec[alive].norm(dim=1).mean()
-        fresh["W_enc"] = directions * ENCODER_SHARE * self.W_enc[:, alive].norm(dim=0).mean()
+        norm = ENCODER_SHARE * self.W_enc[:, alive].norm(dim=0).mean()
+        fresh["W_enc"] = directions * norm
+        if "threshold" in fresh:  # z is smaller by as much, so that they fire as rarely as features do at the start
+            fresh["threshold"] = fresh["threshold"] * norm
         fresh["b_enc"] = torch.zeros_like(self.b_enc[dead])
         self.replace_features(dead, fresh)
         self.tokens_since_fired[dead] = 0

@@ -134,8 +134,11 @@ class Training:
         followed: int,
         n_checkpoints: int,
         sample: Float[Tensor, "token d_in"],
+        levels: list[int] | None = None,
     ) -> None:
         self.saes, self.schedule, self.followed = saes, schedule, followed
+        self.levels = [*range(len(saes))] if levels is None else levels
+        """The number of each SAE's level among those of the arm; `followed` is one of them."""
         for sae in saes:
             sae.look_at(sample)
         self.sample = sample
@@ -176,13 +179,14 @@ class Training:
     def _write_rows(self, lr: float) -> None:
         dead = torch.stack([sae.dead().double().mean() for sae in self.saes])
         means = torch.cat([self._sums / self._summed, dead[:, None]], 1).tolist()
-        for level, (fvu, l0, sparsity, auxiliary, dead_fraction) in enumerate(means):
+        for level, sae, (fvu, l0, sparsity, auxiliary, dead_fraction) in zip(
+            self.levels, self.saes, means, strict=True
+        ):
             loss = fvu + sparsity + auxiliary
             if not loss < float("inf"):  # NaN too
                 raise UserError(
                     f"training diverged at step {self.done} of level {level}: lower the learning rate {lr:g}"
                 )
-            sae = self.saes[level]
             losses = (loss, sparsity, auxiliary)
             row = (fvu, l0, dead_fraction, *losses, lr, float(sae.coefficient), sae.n_resampled)
             self.history.append(Row(level, self.done, *row))
@@ -194,10 +198,9 @@ class Training:
         return self.history[-len(self.saes) :]
 
     def keep_checkpoint(self, resume: Resume) -> None:
-        """Put the followed SAE by, in half precision, if this is a step for it."""
+        """Put the followed SAE by, in half precision and at its wanted L0, if this is a step for it."""
         if self.done in self.checkpoints:
-            self.saes[self.followed].settle(self.sample)
-            weights = self.saes[self.followed].export()
+            weights = self.saes[self.levels.index(self.followed)].calibrated(self.sample)
             resume.save({name: weight.half().cpu() for name, weight in weights.items()}, f"step-{self.done:08d}")
 
     def write_checkpoints(self, directory: Path, resume: Resume, batch_size: int) -> None:

@@ -1,4 +1,8 @@
-"""A figure of the report while it is drawn, and what the figures share."""
+"""A figure of the report while it is drawn, and what the figures share.
+
+Tables in, pictures with captions out: modules here say what is drawn where, `draw` says how. Every caption says what an
+interval or a band is and on how many seeds it rests.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
