@@ -204,7 +204,8 @@ def table(seconds: dict[Row, float], calls: dict[Row, Timed], peak_ms: float | N
         cells += [f"{value / limit:.2f}" for limit in (encoder, five)]
         cells += [f"{value / min(map(seconds.__getitem__, group)):.2f}" if group else "" for group in (others, equal)]
         cells += ["" if idle is None else f"{value / idle:.2f}", "" if l0 is None else f"{l0():.1f}"]
-        cells += [] if peak_ms is None else [f"{peak_ms / value / 1e3:.3f}"]
+        share = 0.0 if peak_ms is None else peak_ms / value / 1e3
+        cells += [] if peak_ms is None else [f"{share:.2f}" if share >= 0.1 else f"{share:.2g}"]
         rows.append(cells)
     return Table(columns, rows)
 
@@ -218,7 +219,7 @@ revives them is at work, `/ idle` what that costs.
 """
 GPU_NOTE = """
 Products of fp32 are in TF32 here, as in our training. `share of peak`: what five products would take at the rate of a
-bfloat16 product of {size} rows and columns, {rate:.0f} TFLOP/s here, by what the row takes.
+bfloat16 product of {size} rows and columns, {rate:.0f} TFLOP/s here, by what the row takes; `encoder` is one of them.
 """
 
 
