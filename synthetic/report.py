@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import PositiveFloat
 
 from stages.lib.io import params
 from stages.lib.io.files import atomic, read_json, write_text
@@ -43,7 +43,7 @@ COLUMNS = {
     "absorption": "absorption, all children",
     "dead_fraction": "dead",
 }
-HEADLINE = ["fvu", "mcc", "recovered_fraction", "matched_f1", "absorption_learned", "absorption_sham", "dead_fraction"]
+HEADLINE = ["fvu", "mcc", "recovered_fraction", "matched_f1", "dead_fraction"]
 DIRECTIONS = ["mcc", "mmcs_true", "mmcs_learned", "recovered_fraction", "unique_fraction"]
 """What random directions have too."""
 DECILES = [f"recovered_decile_{number + 1}_fraction" for number in range(N_GROUPS)]
@@ -54,8 +54,6 @@ class ReportParams(params.Params):
 
     l0: PositiveFloat
     """Where arms are compared."""
-    l0_tolerance: NonNegativeFloat
-    """Relative distance beyond an arm's last level at which that level still stands for it."""
 
 
 class Settings(NamedTuple):
@@ -75,7 +73,7 @@ def settings() -> Settings:
 
 def matched_table(rows: pd.DataFrame, own: ReportParams, metrics: Sequence[str], arms: Sequence[str]) -> dict[str, Any]:
     """{metric: {arm: mean, low, high, n}} at the L0 where arms are compared."""
-    values = matched_values(rows[rows["metric"].isin(["l0", *metrics])], [own.l0], own.l0_tolerance)
+    values = matched_values(rows[rows["metric"].isin(["l0", *metrics])], [own.l0])
     found = means(values, metrics, [own.l0]).get(key(own.l0), {})
     return {metric: {arm: found.get(metric, {}).get(arm) for arm in arms} for metric in metrics}
 
@@ -86,12 +84,12 @@ def at_equal_l0(found: Settings, rows: pd.DataFrame, levels: dict[str, Any]) -> 
     lines = [[arm, *(as_text(cells[metric][arm]) for metric in HEADLINE)] for arm in found.arms]
     random = {name: f"{cell['mean']:.3f} (SD {cell.get('sd', 0):.3f})" for name, cell in levels["random"].items()}
     truth = {"fvu": f"{levels['truth']['fvu']:.3f}", "mcc": "1", "recovered_fraction": "1", "matched_f1": "1"}
-    truth |= {"absorption_learned": "0", "absorption_sham": "0", "dead_fraction": "0"}
+    truth |= {"dead_fraction": "0"}
     for name, cell in (("*random directions*", random), (f"*the truth*, L0 {levels['truth']['l0']:.2f}", truth)):
         lines.append([name, *(cell.get(metric, "–") for metric in HEADLINE)])
     caption = (
         f"Held-out tokens, at L0 {found.report.l0:g}; mean over {len(found.seeds)} seeds [95 % t-interval]; a dash: no "
-        "value, since the arm's levels do not reach this L0 or no parent and child have a feature."
+        "value, since the arm's levels do not reach this L0."
     )
     return [Table(["arm", *(COLUMNS[metric] for metric in HEADLINE)], lines, caption)]
 
@@ -125,13 +123,13 @@ def by_frequency(found: Settings, rows: pd.DataFrame) -> Block:
 
 
 def figure(found: Settings, rows: pd.DataFrame, levels: dict[str, Any]) -> Figure:
-    """MCC and absorption against L0."""
+    """MCC, and F1 of where paired features fire, against L0."""
     true_l0, random = levels["truth"]["l0"], levels["random"]["mcc"]
     l0 = rows[rows["metric"] == "l0"].set_index(["arm", "level", "seed"])["value"].rename("l0")
     with canvas(9.5, 4.4, columns=2) as (drawn, axes):
         for one, metric, label in zip(
-            axes, ("mcc", "absorption_learned"),
-            ("MCC with the true dictionary", "absorption of parents by learned children"), strict=True,
+            axes, ("mcc", "matched_f1"),
+            ("MCC with the true dictionary", "F1 of where paired features fire"), strict=True,
         ):  # fmt: skip
             chosen = rows[rows["metric"] == metric].join(l0, on=["arm", "level", "seed"])
             frontier(one, chosen, found.arms, label, log=False)
@@ -139,11 +137,21 @@ def figure(found: Settings, rows: pd.DataFrame, levels: dict[str, Any]) -> Figur
             one.annotate("true L0", (true_l0, 1), xycoords=("data", "axes fraction"), xytext=(3, -2),
                          textcoords="offset points", ha="left", va="top", fontsize=7, color="#5c6670")  # fmt: skip
         baseline(axes[0], random["mean"], "random directions")
-        baseline(axes[1], 0, "none")
         legend(drawn, axes[0])
         picture = png(drawn)
-    caption = "Thin lines: seeds. Where no parent and child of it both have a feature, no absorption can be measured."
-    return Figure("recovery", picture, caption)
+    return Figure("recovery", picture, "Thin lines: seeds.")
+
+
+def few_pairs(rows: pd.DataFrame) -> Note:
+    """On how many pairs of a parent and a child absorption rests."""
+    n = rows[rows["metric"] == "absorption_learned"]["n"]
+    text = "no SAE has a feature for a parent and for a child of it"
+    if len(n):
+        text = (
+            f"it rests on {n.min():.0f} to {n.max():.0f} pairs of a parent and a child that both have a feature, "
+            f"{n.median():.0f} in the median SAE"
+        )
+    return Note("Caveat", f"Absorption is in the table of all levels alone: {text}, too few to compare methods by.")
 
 
 def hygiene(rows: pd.DataFrame, levels: dict[str, Any]) -> Note:
@@ -180,10 +188,13 @@ def page(found: Settings, rows: pd.DataFrame, levels: dict[str, Any]) -> tuple[s
         "`synthetic/world.py`."
     )
     sections = [
-        Section("At equal L0", [*at_equal_l0(found, rows, levels), picture, Text(meaning), hygiene(rows, levels)]),
+        Section(
+            "At equal L0",
+            [*at_equal_l0(found, rows, levels), picture, Text(meaning), hygiene(rows, levels), few_pairs(rows)],
+        ),
         Section("By frequency", [by_frequency(found, rows)]),
         Section("All levels", [all_levels(rows), random_row(levels)]),
-    ]
+    ]  # fmt: skip
     return to_markdown(TITLE, lead, sections, "."), picture
 
 
