@@ -9,7 +9,6 @@ from stages.lib.stats.intervals import (
     block_sums,
     estimate,
     holm,
-    p_value,
     paired,
     percentile_interval,
     possible,
@@ -120,15 +119,6 @@ def test_an_interval_ends_where_the_metric_does() -> None:
 
 def test_one_seed_has_no_interval() -> None:
     assert estimate([0.5]) == (0.5, None, None, 1)
-
-
-def test_p_value_agrees_with_scipy() -> None:
-    from scipy.stats import ttest_1samp
-
-    values = [0.3, 0.1, 0.25, -0.02]
-    assert p_value(values) == pytest.approx(float(ttest_1samp(values, 0).pvalue))
-    assert p_value([1.0]) is None
-    assert p_value([1.0, 1.0]) is None
 
 
 def test_holm_by_hand() -> None:

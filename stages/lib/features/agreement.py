@@ -19,7 +19,7 @@ from torch import Tensor
 from stages.lib.features.matching import best_cosines, contrast, match, random_directions, shared_fraction
 
 PAIR_COLUMNS = ["arm", "seed", "other_arm", "other_seed", "alive", "other_alive", "mcc", "mcc_all", "initial"]
-THRESHOLDS = [round(0.3 + 0.05 * i, 2) for i in range(14)]
+THRESHOLDS = [round(0.1 + 0.05 * i, 2) for i in range(18)]
 
 
 class Dictionary(NamedTuple):
@@ -30,8 +30,8 @@ class Dictionary(NamedTuple):
     decoder: Float[Tensor, "d_sae d_in"]
     alive: Bool[Tensor, " d_sae"]
     """Which features fired on held-out text."""
-    initial: Float[Tensor, "d_sae d_in"]
-    """The decoder before the first step."""
+    initial: Float[Tensor, "d_sae d_in"] | None
+    """The decoder before the first step, where it was kept."""
 
 
 def pairs(dictionaries: Sequence[Dictionary]) -> Iterator[dict[str, Any]]:
@@ -47,7 +47,7 @@ def pairs(dictionaries: Sequence[Dictionary]) -> Iterator[dict[str, Any]]:
         if len(a) and len(b):
             mcc = match(a, b).mcc
             row |= {"mcc": mcc, "mcc_all": mcc * min(len(a), len(b)) / min(len(left.decoder), len(right.decoder))}
-        if left.arm == right.arm:
+        if left.arm == right.arm and left.initial is not None and right.initial is not None:
             row["initial"] = match(left.initial, right.initial).mcc
         yield row
 
@@ -65,10 +65,7 @@ def random_level(d_sae: int, d_in: int, n: int, generator: torch.Generator) -> d
 def summarise(
     table: pd.DataFrame, controls: Sequence[str], n_permutations: int, generator: np.random.Generator
 ) -> dict[str, Any]:
-    """Mean agreement of each pair of arms, and the contrast within against between arms that are no controls.
-
-    The contrast's `low` and `high` are its range over pairs of seeds: pairs share runs, so they carry no t-interval.
-    """
+    """Mean agreement of each pair of arms, and the contrast within against between arms that are no controls."""
     table = table[(table["seed"] != table["other_seed"]) & table["mcc"].notna()]
     arms: dict[str, dict[str, float]] = {}
     for (arm, other), group in table.groupby(["arm", "other_arm"], sort=False):
@@ -99,33 +96,20 @@ def _contrast(
     found = contrast(matrix, labels, seeds, n_permutations, generator) if runs else None
     if found is None:
         return None
-    by_pair = _by_seed_pair(table)
     return {
         "within": found.within,
         "between": found.between,
         "difference": found.within - found.between,
-        "low": min(by_pair),
-        "high": max(by_pair),
         "p": found.p,
         "n_runs": len(runs),
-        "n_seed_pairs": len(by_pair),
     }
-
-
-def _by_seed_pair(table: pd.DataFrame) -> list[float]:
-    """For each pair of seeds, the agreement within arms less that between arms."""
-    same = table["arm"] == table["other_arm"]
-    seeds = table[["seed", "other_seed"]]
-    return [
-        float(group[same[group.index]]["mcc"].mean() - group[~same[group.index]]["mcc"].mean())
-        for _, group in table.groupby([seeds.min(axis=1), seeds.max(axis=1)])
-    ]
 
 
 def shared_curves(dictionaries: Sequence[Dictionary], generator: torch.Generator) -> pd.DataFrame:
     """P(best cosine in another dictionary > threshold): columns kind, arm, threshold, fraction.
 
-    kind is `same` (other seeds of the arm), `other` (other arms' other seeds) or `random` (random directions).
+    kind is `same` (other seeds of the arm), `other` (other arms' other seeds, among `dictionaries`, which should hold
+    no controls) or `random` (random directions).
     """
     curves: dict[tuple[str, str], list[list[float]]] = {}
     for left in dictionaries:

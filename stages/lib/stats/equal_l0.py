@@ -4,49 +4,85 @@ The levels of an arm land near a target, not on it, so the value there is interp
 Carlson 1980), which keeps monotone data monotone; FVU is interpolated as log FVU, since frontiers are close to straight
 lines there. A target outside the measured range has no value.
 
-Tables are made from tidy rows with the columns arm, level, seed, metric, value. Each seed is interpolated by itself,
-then seeds are averaged with a t-interval; differences to the reference arm are paired by seed. A cell that no seed
-reaches is absent, and `missing` says why.
+A seed that was trained at one level alone has no curve of its own. Its value is moved from its L0 to a target near by
+as the arm's other seeds move, on average: by the mean over them of f(target) - f(own L0), f a seed's curve.
+
+Tables are made from tidy rows with the columns arm, level, seed, metric, value. Each seed is read off by itself, then
+seeds are averaged with a t-interval; differences between arms are tested by `stages.lib.stats.contrasts`. A cell that
+no seed reaches is absent, and `missing` says why.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
-from stages.lib.stats.intervals import estimate, holm, p_value, paired
+from stages.lib.stats.intervals import estimate
+
+NEAR = 0.1
+"""How far, as a share of the target, a single level's L0 may be off, so that moving it there changes little."""
+Nested = dict[str, dict[str, dict[str, Any]]]
+Points = Sequence[tuple[float, float]]
+"""L0 and value of each level of one seed."""
 
 
-def at_l0(l0: Sequence[float], values: Sequence[float], target: float, tolerance: float, log: bool) -> float | None:
+def at_l0(l0: Sequence[float], values: Sequence[float], target: float, *, log: bool) -> float | None:
     """The value at L0 = `target`, or None outside the measured range.
 
     Args:
         l0: the measured L0 of each level, in any order; levels with an L0 of 0 are left out.
         values: the metric at each level.
         target: the L0 wanted.
-        tolerance: a target beyond the last level by at most this fraction takes that level's value, because a TopK of
-            k = 32 measures an L0 a little under 32.
         log: whether the logarithm of the values is interpolated.
     """
+    read = _curve(list(zip(l0, values, strict=True)), log=log)
+    found = read(target) if read is not None else None
+    return math.exp(found) if found is not None and log else found
+
+
+def _curve(points: Points, *, log: bool) -> Callable[[float], float | None] | None:
+    """The interpolated values (their logarithms if `log`) as a function of L0; None without a usable point."""
     merged: dict[float, list[float]] = {}
-    for x, y in zip(l0, values, strict=True):
+    for x, y in points:
         if x > 0 and math.isfinite(y) and (y > 0 or not log):
             merged.setdefault(float(x), []).append(float(y))
-    points = sorted((x, float(np.mean(ys))) for x, ys in merged.items())
-    if not points or not points[0][0] / (1 + tolerance) <= target <= points[-1][0] * (1 + tolerance):
+    if not merged:
         return None
-    inside = min(max(target, points[0][0]), points[-1][0])
-    if len(points) == 1:
-        return points[0][1]
-    at, measured = np.log([point[0] for point in points]), np.array([point[1] for point in points])
-    result = float(PchipInterpolator(at, np.log(measured) if log else measured)(np.log(inside)))
-    return math.exp(result) if log else result
+    at = sorted(merged)
+    values = [float(np.mean(merged[x])) for x in at]
+    heights = np.log(values) if log else np.array(values)
+
+    def read(target: float) -> float | None:
+        if not at[0] <= target <= at[-1]:
+            return None
+        return float(PchipInterpolator(np.log(at), heights)(math.log(target)) if len(at) > 1 else heights[0])
+
+    return read
 
 
-Nested = dict[str, dict[str, dict[str, Any]]]
+def moved(point: tuple[float, float], target: float, others: Sequence[Points], *, log: bool) -> float | None:
+    """The value of a seed with a single level, moved to the target along the mean curve of the arm's other seeds.
+
+    Args:
+        point: L0 and value of the level.
+        target: the L0 wanted.
+        others: the levels of the arm's seeds that have several.
+        log: whether curves are followed in the logarithm of the values.
+
+    None if the L0 is farther than `NEAR` from the target, or no other seed's levels hold both between them.
+    """
+    own_l0, value = point
+    if not abs(own_l0 / target - 1) <= NEAR or (log and value <= 0) or not math.isfinite(value):
+        return None
+    ends = [(read(own_l0), read(target)) for points in others if (read := _curve(points, log=log)) is not None]
+    steps = [there - here for here, there in ends if here is not None and there is not None]
+    if not steps:
+        return None
+    step = float(np.mean(steps))
+    return value * math.exp(step) if log else value + step
 
 
 def key(target: float) -> str:
@@ -70,32 +106,37 @@ def nearest_levels(rows: pd.DataFrame, target: float) -> dict[tuple[str, int], i
     return chosen
 
 
-def matched_values(rows: pd.DataFrame, targets: Sequence[float], tolerance: float) -> pd.DataFrame:
-    """One row per arm, seed, metric and target that can be interpolated: arm, seed, metric, l0, value."""
+def _points(rows: pd.DataFrame) -> dict[tuple[str, str], dict[int, list[tuple[float, float]]]]:
+    """L0 and value of each level, by (arm, metric) and seed."""
     l0 = rows[rows["metric"] == "l0"].set_index(["arm", "seed", "level"])["value"].to_dict()
+    found: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+    columns = (rows[name] for name in ("arm", "metric", "seed", "level", "value"))
+    for arm, metric, seed, level, value in zip(*columns, strict=True):
+        if (arm, seed, level) in l0:
+            found.setdefault((arm, metric), {}).setdefault(int(seed), []).append((l0[arm, seed, level], value))
+    return found
+
+
+def matched_values(rows: pd.DataFrame, targets: Sequence[float]) -> pd.DataFrame:
+    """One row per arm, seed, metric and target that has a value: arm, seed, metric, l0, value."""
     records = []
-    for (arm, seed, metric), group in rows.groupby(["arm", "seed", "metric"], sort=False):
-        points = [
-            (l0[arm, seed, level], value)
-            for level, value in zip(group["level"], group["value"], strict=True)
-            if (arm, seed, level) in l0
-        ]
-        for target in targets:
-            value = at_l0(
-                [x for x, _ in points], [y for _, y in points], target, tolerance, log=str(metric).startswith("fvu")
-            )
-            if value is not None:
-                records.append({"arm": arm, "seed": seed, "metric": metric, "l0": float(target), "value": value})
+    for (arm, metric), seeds in _points(rows).items():
+        log = metric.startswith("fvu")
+        several = {seed: points for seed, points in seeds.items() if len(points) > 1}
+        for seed, points in seeds.items():
+            for target in targets:
+                value = at_l0([x for x, _ in points], [y for _, y in points], target, log=log)
+                if value is None and len(points) == 1:
+                    value = moved(points[0], target, list(several.values()), log=log)
+                if value is not None:
+                    records.append({"arm": arm, "seed": seed, "metric": metric, "l0": float(target), "value": value})
     return pd.DataFrame(records, columns=["arm", "seed", "metric", "l0", "value"])
 
 
-def _per_seed(values: pd.DataFrame, metric: str, target: float) -> dict[str, dict[int, float]]:
+def per_seed(values: pd.DataFrame, metric: str, target: float) -> dict[str, dict[int, float]]:
+    """{arm: {seed: value}} of one metric at one target."""
     chosen = values[(values["metric"] == metric) & (values["l0"] == target)]
     return {str(arm): dict(zip(g["seed"], g["value"], strict=True)) for arm, g in chosen.groupby("arm", sort=False)}
-
-
-def _cell(values: Sequence[float], metric: str = "") -> dict[str, float | int]:
-    return {name: value for name, value in estimate(values, metric)._asdict().items() if value is not None}
 
 
 def means(values: pd.DataFrame, metrics: Sequence[str], targets: Sequence[float]) -> Nested:
@@ -103,87 +144,58 @@ def means(values: pd.DataFrame, metrics: Sequence[str], targets: Sequence[float]
     table: Nested = {}
     for target in targets:
         for metric in metrics:
-            for arm, seeds in _per_seed(values, metric, target).items():
-                table.setdefault(key(target), {}).setdefault(metric, {})[arm] = _cell(list(seeds.values()), metric)
+            for arm, seeds in per_seed(values, metric, target).items():
+                found = estimate(list(seeds.values()), metric)._asdict()
+                cell = {name: value for name, value in found.items() if value is not None}
+                table.setdefault(key(target), {}).setdefault(metric, {})[arm] = cell
     return table
 
 
-def differences(
-    values: pd.DataFrame, metrics: Sequence[str], targets: Sequence[float], reference: str, exempt: Sequence[str]
-) -> Nested:
-    """Paired differences to the reference arm, as `means`, with p and p_holm where they are defined.
+def add_document_widths(table: Nested, rows: pd.DataFrame, targets: Sequence[float]) -> None:
+    """Put into the cells of `means`, as `documents`, half of the width of the metric's interval over documents.
 
-    Holm's family is one metric at one target over the arms that are compared, but not those `exempt` (controls).
+    It is that of the level nearest to the target, averaged over seeds; a metric whose rows have no interval gets none.
+    Intervals over seeds say nothing of it: all seeds are scored on the same documents.
     """
-    table: Nested = {}
+    measured = rows[rows["low"].notna() & rows["high"].notna()]
+    half = measured.assign(half=(measured["high"] - measured["low"]) / 2)
     for target in targets:
-        for metric in metrics:
-            seeds = _per_seed(values, metric, target)
-            p_values = {}
-            for arm in seeds.keys() - {reference}:
-                difference = paired(seeds[arm], seeds.get(reference, {}))
-                if not difference:
-                    continue
-                table.setdefault(key(target), {}).setdefault(metric, {})[arm] = _cell(difference)
-                p = p_value(difference)
-                if p is not None and arm not in exempt:
-                    p_values[arm] = p
-            for arm, adjusted in holm(p_values).items():
-                table[key(target)][metric][arm] |= {"p": p_values[arm], "p_holm": adjusted}
-    return table
+        levels = nearest_levels(rows, target)
+        columns = (half[name] for name in ("arm", "seed", "level"))
+        chosen = [levels.get((arm, seed)) == level for arm, seed, level in zip(*columns, strict=True)]
+        widths = half[np.array(chosen, dtype=np.bool_)].groupby(["arm", "metric"])["half"].mean().to_dict()
+        for metric, cells in table.get(key(target), {}).items():
+            for arm, cell in cells.items():
+                if (arm, metric) in widths:
+                    cell["documents"] = float(widths[arm, metric])
 
 
 def missing(rows: pd.DataFrame, values: pd.DataFrame, metrics: Sequence[str], targets: Sequence[float]) -> Nested:
-    """{target: {metric: {arm: why}}} for the cells of `means` that are absent or rest on fewer seeds than others."""
+    """{target: {metric: {arm: why}}} for the cells of `means` that are absent or rest on fewer seeds than they could.
+
+    A seed with a single level is missed only at the target nearest to it.
+    """
     ranges = rows[rows["metric"] == "l0"].groupby("arm", sort=False)["value"].agg(["min", "max"])
+    points = _points(rows)
     table: Nested = {}
     for target in targets:
         for metric in metrics:
-            measured = rows[rows["metric"] == metric]
-            found = _per_seed(values, metric, target)
+            found = per_seed(values, metric, target)
             for arm in ranges.index:
-                seeds = sorted(set(rows[rows["arm"] == arm]["seed"]) - found.get(arm, {}).keys())
-                if not seeds:
-                    continue
-                low, high = ranges.loc[arm, "min"], ranges.loc[arm, "max"]
-                why = f"seeds {', '.join(map(str, seeds))} do not reach it: L0 {low:.1f} to {high:.1f}"
-                if not (measured["arm"] == arm).any():
-                    why = "not measured"
-                table.setdefault(key(target), {}).setdefault(metric, {})[arm] = why
+                own = points.get((arm, metric), {})
+                wanted = {s for s, p in own.items() if len(p) > 1 or _nearest(targets, p[0][0]) == target}
+                seeds = sorted(wanted - found.get(arm, {}).keys())
+                why = "not measured"
+                if own:
+                    low, high = ranges.loc[arm, "min"], ranges.loc[arm, "max"]
+                    why = f"seeds {', '.join(map(str, seeds))} do not reach it: L0 {low:.1f} to {high:.1f}"
+                if seeds or not own:
+                    table.setdefault(key(target), {}).setdefault(metric, {})[arm] = why
     return table
 
 
-def variance_shares(rows: pd.DataFrame, metric: str, arms: Sequence[str]) -> dict[str, dict[str, float | int]]:
-    """How much of a metric's variance only L0, and only the arm, can explain: {"l0": estimate, "arm": estimate}.
-
-    Least squares of the metric on an intercept, log L0, its square, and indicators of the arm, per seed; the share of a
-    factor is the drop in R^2 when it is left out (partial sums of squares). Means over seeds, with t-intervals.
-    Empty where a seed has no more points than the model has coefficients.
-    """
-    shares: dict[str, list[float]] = {"l0": [], "arm": []}
-    for _, group in rows[rows["arm"].isin(list(arms)) & rows["metric"].isin(["l0", metric])].groupby("seed"):
-        wide = group.pivot_table(index=["arm", "level"], columns="metric", values="value")
-        if metric not in wide or "l0" not in wide:
-            continue
-        wide = wide[wide["l0"] > 0].dropna()
-        names = sorted(set(wide.index.get_level_values("arm")))
-        if len(names) < 2 or len(wide) <= len(names) + 2:
-            continue
-        log_l0 = np.log(wide["l0"].to_numpy(float))
-        curve = np.stack([log_l0, log_l0**2], axis=1)
-        indicators = np.stack([wide.index.get_level_values("arm") == name for name in names], axis=1).astype(float)
-        y = wide[metric].to_numpy(float)
-        full = _r2(y, np.hstack([indicators, curve]))
-        shares["l0"].append(full - _r2(y, indicators))
-        shares["arm"].append(full - _r2(y, np.hstack([np.ones((len(y), 1)), curve])))
-    return {name: _cell(values) for name, values in shares.items() if values}
-
-
-def _r2(y: np.ndarray[Any, np.dtype[np.float64]], design: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    """R^2 of the least-squares fit of `y` on the columns of `design`, which span the intercept."""
-    residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
-    total = float(((y - y.mean()) ** 2).sum())
-    return 1 - float((residual**2).sum()) / total if total > 0 else 0.0
+def _nearest(targets: Sequence[float], l0: float) -> float:
+    return min(targets, key=lambda target: abs(math.log(max(l0, 1e-12) / target)))
 
 
 def as_text(cell: Mapping[str, Any] | None, digits: int = 3) -> str:

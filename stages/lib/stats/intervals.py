@@ -5,8 +5,8 @@ functions of resamples take *counts* [resample, block], how often each block is 
 that get the same counts are compared on the same resamples.
 
 Between SAEs the seed is the unit of replication, never the token. For n seeds with mean m and standard deviation s, the
-95 % interval is m -+ t_{.975, n-1} s / sqrt(n) (Student 1908). Differences between arms pair the seeds, which share
-initialisation streams and batch order.
+95 % interval is m -+ t_{.975, n-1} s / sqrt(n) (Student 1908). Differences between arms are tested with seeds as
+blocks, which share initialisation streams and batch order (`stages.lib.stats.contrasts`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from stages.lib.stats import intervals
 
@@ -95,30 +95,12 @@ class Estimate(NamedTuple):
     """How many seeds."""
 
 
-SHARES = (
-    "_fraction",
-    "auroc",
-    "coverage",
-    "_contextual",
-    "_f1",
-    "sign_agreement",
-    "hoyer",
-    "gini",
-    "churn",
-    "churn_null",
-)
+SHARES = ("_fraction", "auroc", "coverage", "_contextual", "_f1", "sign_agreement", "hoyer", "gini")
+BEYOND = ("cc_beyond_token", "cc_beyond_ngrams", "cc_coverage")
+"""Means of what is cut at 0; with an ending such as `_probe` those of a baseline, with `_unfloored` not cut."""
 CORRELATIONS = ("spearman", "_icc", "_ccc", "pearson", "mcc", "cosine")
-COUNTS = (
-    "births",
-    "deaths",
-    "n_emerged",
-    "emerged_at_start",
-    "fvu",
-    "l0",
-    "l0_sd",
-    "median_settling_step",
-    "median_tau",
-)
+NOT_NEGATIVE = ("births", "deaths", "emerged_at_start", "fvu", "l0", "l0_sd", "settling_step", "emergence_step",
+                "median_settling_step", "median_tau", "log_rate_sd")  # fmt: skip
 
 
 def possible(metric: str) -> tuple[float, float]:
@@ -127,9 +109,10 @@ def possible(metric: str) -> tuple[float, float]:
         return -np.inf, np.inf
     if metric.endswith(CORRELATIONS) or metric.startswith(("spearman", "icc_", "driver_", "spec_")):
         return -1.0, 1.0
-    if metric.endswith(SHARES) or metric.startswith("auroc"):
+    if metric.endswith(SHARES) or (metric.startswith(("auroc", *BEYOND)) and not metric.endswith("_unfloored")):
         return 0.0, 1.0
-    return (0.0 if metric in COUNTS else -np.inf), np.inf
+    limited = metric in NOT_NEGATIVE or metric.startswith("n_") or metric.endswith(("_sem", "_dex", "_over_probe"))
+    return (0.0 if limited else -np.inf), np.inf
 
 
 def estimate(values: Sequence[float], metric: str = "") -> Estimate:
@@ -147,15 +130,6 @@ def estimate(values: Sequence[float], metric: str = "") -> Estimate:
 def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
     """`values - reference` for every seed that both have, in the order of the seeds."""
     return [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
-
-
-def p_value(differences: Sequence[float]) -> float | None:
-    """The two-sided p of a one-sample t-test against 0, or None where it is not defined (one seed, or no spread)."""
-    n = len(differences)
-    if n < 2 or float(np.std(differences)) == 0.0:
-        return None
-    t = float(np.mean(differences)) / (float(np.std(differences, ddof=1)) / n**0.5)
-    return float(2 * stdtr(n - 1, -abs(t)))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
