@@ -1,31 +1,37 @@
 """Whether cheap scores say what a feature at a token does to the language model's loss, against exact ablation.
 
 in: data/activations, data/tokens, data/model, data/train/<arm>
-out: data/attribution/<arm>/nodes.parquet, reports/attribution/<arm>.json
+out: data/attribution/<arm> (`nodes.parquet`, `features.parquet`), reports/attribution/<arm>.json
 
 The quantity m is the sum of the next-token negative log-likelihood over all positions of a window but the first; a node
 (t, i) can move the predictions at t and later only. Scores, baselines and m are defined in
-`stages.lib.fidelity.attribution`. Ablation and path go to 0 ("what if the feature were absent"). Each seed's SAE at the
-level that training follows is measured; the headline numbers are those of the nodes drawn at random among the active
-ones, with intervals over documents:
+`stages.lib.fidelity.attribution`, the statistics in `stages.lib.fidelity.calibration`. Ablation and path go to 0 ("what
+if the feature were absent"). Each seed's SAE at the level that training follows is measured. The headline numbers are
+those of nodes at tokens drawn at random, the same tokens in every arm and seed, one active feature at each:
 
-    spearman pearson sign_agreement slope          grad x act and ablation, signed (slope: of ablation on the score)
+    spearman sign_agreement                        grad x act and ablation, signed
+    slope                                          median of ablation / grad x act where |grad x act| > `min_score`
     spearman_magnitude[_ig, _activation]           |score| and |ablation|, with IG, or f alone, for the score
     spearman_naive                                 |ablation| and mean |W_enc[:, i]| x mean f_i, which knows no token
+
+The interval of a seed is over documents. `<name>_pooled`, written at the first seed, takes the nodes of all seeds
+together, with an interval over documents and seeds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stages.lib.activations.store import open_store
-from stages.lib.fidelity.attribution import CleanRun, Measured, gradient, measure
+from stages.lib.fidelity.attribution import CleanRun, Measured, Plan, gradient, measure
+from stages.lib.fidelity.calibration import Columns, agreements, block_counts, crossed_counts
 from stages.lib.fidelity.cross_entropy import spread
+from stages.lib.fidelity.node_samples import draw_tokens
 from stages.lib.io import params
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
@@ -38,32 +44,13 @@ from stages.lib.run.seeds import numpy_generator
 from stages.lib.run.start import run
 from stages.lib.sae.members import Member, followed_members, revision
 from stages.lib.sae.saved import load_sae
-from stages.lib.stats.correlation import (
-    pearson,
-    resampled_pearson,
-    resampled_sign_agreement,
-    resampled_slope,
-    resampled_spearman,
-    sign_agreement,
-    slope,
-    spearman,
-    top_recall,
-)
-from stages.lib.stats.intervals import percentile_interval, resample_counts
+from stages.lib.stats.correlation import spearman, top_recall
 
 DATA = Path("data/attribution")
 LOGITS = 2**23
 """How many logits are in memory at a time."""
 RECALL = (10, 50)
 """Sizes of the sets of largest effects that are looked for among the largest scores."""
-Statistic = Callable[[np.ndarray, np.ndarray], float | None]
-RESAMPLED = {
-    spearman: resampled_spearman,
-    pearson: resampled_pearson,
-    sign_agreement: resampled_sign_agreement,
-    slope: resampled_slope,
-}
-"""The function that gives a statistic for many resamples at once, from how often each row is in each."""
 
 
 class AttributionParams(params.Params):
@@ -71,14 +58,18 @@ class AttributionParams(params.Params):
 
     n_windows: PositiveInt
     """Test windows, spread evenly over the split."""
-    n_nodes: PositiveInt
-    """Nodes to ablate in each SAE: a third each by largest score, at random, and spread over the activations."""
+    n_random: PositiveInt
+    """Tokens drawn at random, the same in every arm and seed; one active feature at each is ablated."""
+    n_stratum: PositiveInt
+    """Nodes to ablate beside these: so many by largest score, and so many spread over the activations."""
+    min_score: NonNegativeFloat
+    """Nats: the size of a score above which effect / score goes into the slope."""
     ig_steps: PositiveInt
     """Midpoints on the path of the integrated gradients."""
     n_resamples: PositiveInt
     """Resamples of documents behind each interval."""
     seed: NonNegativeInt
-    """The seed of the sample of nodes and of the resamples."""
+    """The seed of the samples and of the resamples."""
 
 
 class Settings(NamedTuple):
@@ -93,20 +84,9 @@ def settings() -> Settings:
     return Settings(params.read("attribution", AttributionParams), params.read("train.seeds", list[int]))
 
 
-def agreements(table: pd.DataFrame) -> Iterator[tuple[str, Statistic, np.ndarray, np.ndarray]]:
-    """The headline comparisons on the nodes drawn at random: name, statistic, score, effect."""
-    names = ["grad_x_act", "ig", "activation", "naive", "ablation"]
-    score, integrated, activation, naive, effect = (table[name].to_numpy(np.float64) for name in names)
-    size = np.abs(effect)
-    yield "spearman", spearman, score, effect
-    yield "pearson", pearson, score, effect
-    yield "sign_agreement", sign_agreement, score, effect
-    yield "slope", slope, score, effect
-    yield "spearman_ig", spearman, integrated, effect
-    yield "spearman_magnitude", spearman, np.abs(score), size
-    yield "spearman_magnitude_ig", spearman, np.abs(integrated), size
-    yield "spearman_magnitude_activation", spearman, activation, size
-    yield "spearman_naive", spearman, naive, size
+def columns(table: pd.DataFrame) -> Columns:
+    """The scores and effects of a table of nodes."""
+    return Columns(*(table[name].to_numpy(np.float64) for name in Columns._fields))
 
 
 def secondary(table: pd.DataFrame) -> Iterator[tuple[str, float | None, int]]:
@@ -131,21 +111,29 @@ def _spearman(table: pd.DataFrame) -> float | None:
 def rows_of(own: AttributionParams, member: Member, measured: Measured) -> Iterator[Row]:
     """The summary of one SAE."""
     random = measured.table[measured.table["stratum"] == "random"]
-    present, blocks = np.unique(random["document"], return_inverse=True)
     generator = numpy_generator(own.seed, "attribution", "documents")
-    counts = resample_counts(len(present), own.n_resamples, generator)[:, blocks]
-    for name, statistic, score, effect in agreements(random):
-        value = statistic(score, effect)
-        if value is not None:
-            again = RESAMPLED[statistic](score, effect, counts)
-            low, high = percentile_interval(again.tolist()) or (None, None)
-            yield Row(member.level, member.seed, name, value, low, high, len(random))
+    counts = block_counts(random["document"].to_numpy(), own.n_resamples, generator)
+    for name, value, interval, n in agreements(columns(random), counts, own.min_score):
+        low, high = interval or (None, None)
+        yield Row(member.level, member.seed, name, value, low, high, n)
     for name, number, n in secondary(measured.table):
         if number is not None:
             yield Row(member.level, member.seed, name, number, n=n)
     for name, number in measured.whole.items():
         if number is not None:
             yield Row(member.level, member.seed, name, number)
+
+
+def pooled_rows(own: AttributionParams, nodes: pd.DataFrame) -> Iterator[Row]:
+    """The summary of all seeds together, at the first of them."""
+    random = nodes[nodes["stratum"] == "random"]
+    first = random.iloc[0]
+    generator = numpy_generator(own.seed, "attribution", "documents and seeds")
+    counts = crossed_counts(random["document"].to_numpy(), random["seed"].to_numpy(), own.n_resamples, generator)
+    yield Row(int(first["level"]), int(first["seed"]), "min_score", own.min_score)
+    for name, value, interval, n in agreements(columns(random), counts, own.min_score):
+        low, high = interval or (None, None)
+        yield Row(int(first["level"]), int(first["seed"]), f"{name}_pooled", value, low, high, n)
 
 
 def located(table: pd.DataFrame, text: Windows, chosen: np.ndarray) -> pd.DataFrame:
@@ -155,6 +143,27 @@ def located(table: pd.DataFrame, text: Windows, chosen: np.ndarray) -> pd.DataFr
     return table.drop(columns=["window", "pos"]).assign(document=text.document.numpy()[index], position=position)
 
 
+class Text(NamedTuple):
+    """The test windows that are measured on."""
+
+    windows: Windows
+    chosen: np.ndarray
+    """Their places in the split."""
+    tokens: torch.Tensor
+    valid: torch.Tensor
+
+
+def read_text(n_windows: int) -> Text:
+    """Windows spread evenly over the test split, cut after the longest."""
+    windows = read_windows("test")
+    chosen = spread(len(windows.length), n_windows)
+    longest = int(windows.length[torch.from_numpy(chosen)].max())
+    tokens, valid = (
+        whole[torch.from_numpy(chosen), :longest].to(device()) for whole in (windows.tokens, windows.valid())
+    )
+    return Text(windows, chosen, tokens, valid)
+
+
 def main(arm: str) -> None:
     """Score the nodes of every seed of an arm."""
     own, seeds = settings()
@@ -162,27 +171,29 @@ def main(arm: str) -> None:
     followed = followed_members(arm, seeds)
     store = open_store(revision(arm, seeds[0]))
     check_weights(store.index, store.directory)
-    model, text = load_model(store.index["revision"], device()), read_windows("test")
-    chosen = torch.from_numpy(spread(len(text.length), own.n_windows))
-    longest = int(text.length[chosen].max())
-    tokens, valid = (whole[chosen, :longest].to(device()) for whole in (text.tokens, text.valid()))
-    batch = max(1, LOGITS // (longest * model.cfg.d_vocab))
-    tables: list[pd.DataFrame] = []
+    model, text = load_model(store.index["revision"], device()), read_text(own.n_windows)
+    batch = max(1, LOGITS // (text.tokens.shape[1] * model.cfg.d_vocab))
+    nodes: list[pd.DataFrame] = []
+    features: list[pd.DataFrame] = []
     rows: list[Row] = []
     with Log(f"attribution@{arm}", len(followed), "SAE") as log:
-        check_resumption(model, tokens[:1], store.hook_name)
-        loss = WindowLoss(model, store.hook_name, tokens, valid, batch)
+        check_resumption(model, text.tokens[:1], store.hook_name)
+        loss = WindowLoss(model, store.hook_name, text.tokens, text.valid, batch)
         clean = CleanRun(loss, gradient(loss, loss.x, batch), batch)
+        draws = draw_tokens(loss.counted, own.n_random, numpy_generator(own.seed, "attribution", "tokens"))
         for member in followed:
             generator = numpy_generator(own.seed, "attribution", f"seed-{member.seed}")
             sae = load_sae(member.directory).to(device())
-            measured = measure(clean, sae, own.ig_steps, own.n_nodes, generator)
-            measured = measured._replace(table=located(measured.table, text, chosen.numpy()))
-            tables.append(measured.table.assign(arm=arm, level=member.level, seed=member.seed))
+            measured = measure(clean, sae, Plan(own.ig_steps, draws, own.n_stratum), generator)
+            measured = measured._replace(table=located(measured.table, text.windows, text.chosen))
+            nodes.append(measured.table.assign(arm=arm, level=member.level, seed=member.seed))
+            features.append(measured.features.assign(level=member.level, seed=member.seed))
             rows += rows_of(own, member, measured)
             log.advance(1)
-    write_parquet(DATA / arm / "nodes.parquet", pd.concat(tables, ignore_index=True))
-    write_summary("attribution", arm, rows)
+    table = pd.concat(nodes, ignore_index=True)
+    write_parquet(DATA / arm / "nodes.parquet", table)
+    write_parquet(DATA / arm / "features.parquet", pd.concat(features, ignore_index=True))
+    write_summary("attribution", arm, [*rows, *pooled_rows(own, table)])
 
 
 if __name__ == "__main__":

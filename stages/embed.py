@@ -1,11 +1,12 @@
-"""Do decoder directions form clusters beyond chance, and what do they look like side by side?
+"""Do decoder directions form clusters beyond chance, and how close do they lie?
 
 in: data/train/<arm>, data/activations    out: data/embed, reports/embed
 
-For the first seed and the followed level of every arm: spherical k-means of the directions of the features that fire,
-the number of clusters by silhouette, stability under subsampling and between seeds, each against random directions with
-the same covariance (`stages.lib.features.clusters`); one UMAP per model revision, whose arms share a space (McInnes
-2018). All arms in one process, because UMAP compiles for ten seconds in each.
+For the first seed and the followed level of every arm, over the features that fire: spherical k-means, the number of
+clusters by silhouette, and the cosine with the nearest and the most opposite direction, each against random directions
+with the same covariance (`stages.lib.features.clusters`) and corrected for the number of arms; one UMAP per model
+revision, whose arms share a space (McInnes 2018). All arms in one process, because UMAP compiles for ten seconds in
+each.
 """
 
 from pathlib import Path
@@ -19,9 +20,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stages.lib.activations.parts import draw_rows, read_rows
 from stages.lib.activations.store import Store, open_store
-from stages.lib.features.cluster_numbers import Described, Trials
+from stages.lib.features.cluster_numbers import Described, Trials, corrected
 from stages.lib.features.cluster_numbers import describe as describe_clusters
-from stages.lib.features.clusters import Clustering, silhouettes, unit_rows
+from stages.lib.features.clusters import silhouettes, unit_rows
 from stages.lib.features.map import project
 from stages.lib.io import params
 from stages.lib.io.errors import UserError
@@ -53,7 +54,9 @@ class EmbedParams(params.Params):
     """Subsamples that are clustered again."""
     subsample: Annotated[float, Field(gt=0, lt=1)]
     n_null: PositiveInt
-    """Random dictionaries that are treated in the same way."""
+    """Random dictionaries that are treated in the same way: the least corrected p is arms / (n_null + 1)."""
+    pair_cosine: Annotated[float, Field(gt=0, le=1)]
+    """From which two directions count as close, and from whose negative on as antipodal."""
     n_neighbors: Annotated[int, Field(ge=2)]
     """UMAP: neighbours per feature."""
     min_dist: Annotated[float, Field(ge=0, le=1)]
@@ -107,8 +110,6 @@ class Arm(NamedTuple):
     revision: str
     """The model's; arms of one revision share a map."""
     first: Dictionary
-    other: Dictionary | None
-    """Of the second seed, if there is one."""
 
 
 def read_validation(store: Store, own: EmbedParams, revision: str) -> Float[torch.Tensor, "token d_in"]:
@@ -119,30 +120,29 @@ def read_validation(store: Store, own: EmbedParams, revision: str) -> Float[torc
 
 
 def prepare(own: EmbedParams, arms: list[str], seeds: list[int]) -> dict[str, Arm]:
-    """The features that fire, of the followed level of the first two seeds of every arm."""
+    """The features that fire, of the followed level of the first seed of every arm."""
     found: dict[str, Arm] = {}
     x: dict[str, Float[torch.Tensor, "token d_in"]] = {}
     for arm in arms:
-        followed = followed_members(arm, seeds[:2])
+        (member,) = followed_members(arm, seeds[:1])
         revision = revision_of(arm, seeds[0])
         if revision not in x:
             x[revision] = read_validation(open_store(revision, verify=("validation",)), own, revision)
-        first, *others = [firing_features(member, x[revision], own) for member in followed]
-        found[arm] = Arm(revision, first, others[0] if others else None)
+        found[arm] = Arm(revision, firing_features(member, x[revision], own))
     return found
 
 
-def describe(own: EmbedParams, arm: Arm) -> Described:
-    """The clusters of the arm's first dictionary, with the numbers of the file in git."""
-    first, other = arm.first, arm.other
-    trials = Trials(own.n_clusters, own.n_resamples, own.subsample, own.n_null)
+def describe(own: EmbedParams, first: Dictionary) -> Described:
+    """The clusters and neighbours of an arm's first dictionary, with the numbers of the file in git."""
+    trials = Trials(own.n_clusters, own.n_resamples, own.subsample, own.n_null, own.pair_cosine)
     generator = numpy_generator(own.seed, "clusters", first.member.arm)
-    found = describe_clusters(first.directions, other.directions if other else None, trials, generator)
+    found = describe_clusters(first.directions, trials, generator)
     facts = {
         "level": first.member.level,
         "seed": first.member.seed,
         "n_features": len(first.feature),
         "n_dead": first.d_sae - len(first.feature),
+        "pair_cosine": own.pair_cosine,
     }
     return found._replace(numbers=found.numbers | facts)
 
@@ -161,12 +161,15 @@ def places(own: EmbedParams, arms: dict[str, Arm]) -> dict[str, Float[np.ndarray
     return found
 
 
-def feature_table(first: Dictionary, clustering: Clustering, place: Float[np.ndarray, "row 2"]) -> pd.DataFrame:
+def feature_table(first: Dictionary, found: Described, place: Float[np.ndarray, "row 2"]) -> pd.DataFrame:
     """One row a feature that fires."""
-    cosines = first.directions @ first.directions.T
+    labels = found.clustering.labels
     return pd.DataFrame({
         "arm": first.member.arm, "level": first.member.level, "seed": first.member.seed, "feature": first.feature,
-        "rate": first.rate, "cluster": clustering.labels, "silhouette": silhouettes(cosines, clustering.labels),
+        "rate": first.rate, "cluster": labels,
+        "silhouette": silhouettes(first.directions @ first.directions.T, labels),
+        "nearest": found.neighbours.nearest, "nearest_null": found.null.nearest,
+        "opposite": found.neighbours.opposite, "opposite_null": found.null.opposite,
         "x": place[:, 0], "y": place[:, 1],
     })  # fmt: skip
 
@@ -178,13 +181,13 @@ def main() -> None:
     with Log("embed", total=len(names), unit="arm") as log:
         arms = prepare(own, names, seeds)
         for name, arm in arms.items():
-            described[name] = describe(own, arm)
+            described[name] = describe(own, arm.first)
             found = described[name].clustering
             log.advance(n_clusters=float(found.n_clusters), silhouette=found.silhouette)
         place = places(own, arms)
-    tables = [feature_table(arms[name].first, described[name].clustering, place[name]) for name in names]
+    tables = [feature_table(arms[name].first, described[name], place[name]) for name in names]
     write_parquet(DATA / "features.parquet", pd.concat(tables, ignore_index=True))
-    write_json(REPORTS / "clusters.json", {name: found.numbers for name, found in described.items()})
+    write_json(REPORTS / "clusters.json", corrected({name: found.numbers for name, found in described.items()}))
 
 
 if __name__ == "__main__":

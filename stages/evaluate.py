@@ -1,13 +1,18 @@
 """How faithful each SAE of an arm is to the activations and to the language model, on held-out documents.
 
 in: data/activations, data/tokens, data/model, data/train/<arm>
-out: data/evaluate/<arm> (`l0.parquet`, `documents.parquet`), reports/evaluate/<arm>.json
+out: data/evaluate/<arm> (`l0.parquet`, `documents.parquet`, `alive.parquet`), reports/evaluate/<arm>.json
 
-The numbers are defined in `stages.lib.fidelity.measures`; dead features are those that fire nowhere in validation and
-test. For the cross-entropy (nats a token) the reconstruction replaces the activation at all positions but the first,
-and the predictions of all positions but the first count:
+All levels and seeds, and the further seeds that have the followed level alone. The numbers are defined in
+`stages.lib.fidelity.measures`; dead features are those that fire nowhere in validation and test. For the cross-entropy
+(nats a token) the reconstruction replaces the activation at all positions but the first, and the predictions of all
+positions but the first count:
 
+    delta_ce = ce_sae - ce_clean, random_error_ratio = (ce_random_error - ce_clean) / delta_ce
     ce_recovered_mean = (ce_mean - ce_sae) / (ce_mean - ce_clean)       (with ce_zero: ce_recovered_zero)
+
+`ce_clean_test` is the unchanged model on all test tokens, the others are on `n_ce_tokens` of them. `fvu_train` and
+`relative_bias_train` are on training activations: what the test documents add to the error is their difference.
 
 Baselines: the mean training activation of each token id, and the principal components of the `fit` tokens, as many as
 the SAE has active features on average.
@@ -25,21 +30,22 @@ from jaxtyping import Bool, Int
 from pydantic import NonNegativeInt, PositiveInt
 
 from stages.lib.activations.store import Store, open_store
-from stages.lib.fidelity.cross_entropy import Site, Sums, joined, spread, window_sums
+from stages.lib.fidelity.cross_entropy import CleanSums, Site, Sums, split_sums, spread
+from stages.lib.fidelity.detail_tables import alive_table, documents_table, l0_table
 from stages.lib.fidelity.measures import Fidelity
-from stages.lib.fidelity.reconstruction import Baselines, dead, fidelities
-from stages.lib.fidelity.summary_rows import ce_rows, fidelity_rows
+from stages.lib.fidelity.reconstruction import Baselines, OnTraining, dead, fidelities, on_training
+from stages.lib.fidelity.summary_rows import ce_rows, clean_row, fidelity_rows, training_rows
 from stages.lib.io import params
+from stages.lib.io.files import read_json
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
 from stages.lib.language.model import check_weights, load_model
-from stages.lib.language.patching import check_resumption, index_batches
 from stages.lib.language.windows import Windows, read_windows
 from stages.lib.run.log import Log
 from stages.lib.run.machine import device, keep_freed_memory
 from stages.lib.run.seeds import integer, numpy_generator
 from stages.lib.run.start import run
-from stages.lib.sae.members import Member, members, revision
+from stages.lib.sae.members import Member, members, more_members, revision
 from stages.lib.sae.saved import SAE, load_sae
 from stages.lib.stats.intervals import resample_counts
 
@@ -55,7 +61,9 @@ class EvaluateParams(params.Params):
     """The section `evaluate`."""
 
     n_ce_tokens: PositiveInt
-    """Test tokens behind the cross-entropies, as whole windows spread evenly over the split."""
+    """Test tokens on which the model runs with each SAE, as whole windows spread evenly over the split."""
+    n_train_tokens: PositiveInt
+    """Training activations on which SAEs are measured too."""
     n_resamples: PositiveInt
     """Resamples of documents behind each interval."""
     seed: NonNegativeInt
@@ -67,11 +75,13 @@ class Settings(NamedTuple):
 
     evaluate: EvaluateParams
     seeds: list[int]
+    more_seeds: list[int]
 
 
 def settings() -> Settings:
     """The stage's settings."""
-    return Settings(params.read("evaluate", EvaluateParams), params.read("train.seeds", list[int]))
+    own = params.read("evaluate", EvaluateParams)
+    return Settings(own, params.read("train.seeds", list[int]), params.read("train.more_seeds", list[int]))
 
 
 class Inputs(NamedTuple):
@@ -85,9 +95,9 @@ class Inputs(NamedTuple):
     model: "TransformerBridge"
 
 
-def prepare(arm: str, seeds: list[int]) -> Inputs:
+def prepare(arm: str, seeds: list[int], more_seeds: list[int]) -> Inputs:
     """Load the SAEs and the language model whose activations they were trained on."""
-    runs = members(arm, seeds)
+    runs = [*members(arm, seeds), *more_members(arm, more_seeds)]
     store = open_store(revision(arm, seeds[0]), verify=("validation", "test"))
     check_weights(store.index, store.directory)
     windows, model = read_windows("test"), load_model(store.index["revision"], device())
@@ -98,29 +108,33 @@ class CrossEntropies(NamedTuple):
     """What the language model was measured on."""
 
     sums: Sums
+    """Of some windows."""
     document: Int[np.ndarray, " window"]
-    """The document of each window, numbered among those that occur."""
+    """The document of each of them, numbered among those that occur."""
     n_documents: int
+    clean: CleanSums
+    """Of all windows."""
 
 
 def cross_entropies(own: EvaluateParams, inputs: Inputs) -> CrossEntropies:
-    """The sums of test windows spread evenly over the split."""
+    """The sums of test windows spread evenly over the split, and of the unchanged model over the whole split."""
     store, windows, model = inputs.store, inputs.windows, inputs.model
     per_window = store.n_rows("test") / len(windows.length)
-    chosen = torch.from_numpy(spread(len(windows.length), math.ceil(own.n_ce_tokens / per_window)))
+    chosen = spread(len(windows.length), math.ceil(own.n_ce_tokens / per_window))
     size = max(1, min(16, LOGITS // (windows.n_ctx * model.cfg.d_vocab)))
     generator = torch.Generator().manual_seed(integer(own.seed, "evaluate", "random_error"))
-    site, valid = Site(model, store.hook_name, store.mean.to(device())), windows.valid()
-    parts: list[Sums] = []
-    for rows in index_batches(len(chosen), size):
-        indices = chosen[rows]
-        longest = int(windows.length[indices].max())
-        tokens, mask = (whole[indices, :longest].to(device()) for whole in (windows.tokens, valid))
-        if not parts:
-            check_resumption(model, tokens, store.hook_name)
-        parts.append(window_sums(site, tokens, mask, inputs.saes, generator))
-    present, document = np.unique(windows.document[chosen].numpy(), return_inverse=True)
-    return CrossEntropies(joined(parts), document, len(present))
+    site = Site(model, store.hook_name, store.mean.to(device()))
+    sums, clean = split_sums(site, windows, chosen, inputs.saes, generator, batch=size)
+    present, document = np.unique(windows.document.numpy()[chosen], return_inverse=True)
+    return CrossEntropies(sums, document, len(present), clean)
+
+
+def shift_of(member: Member) -> float:
+    """The shift of an SAE's pre-activations that ended its training, in normalised units; 0 where none is recorded."""
+    facts = read_json(member.directory.parent / "train.json")
+    shifts: list[float] = facts.get("shift", [0.0])
+    # A seed of the followed level alone has one.
+    return shifts[member.level] if len(shifts) == len(facts["levels"]) else shifts[0]
 
 
 class Measured(NamedTuple):
@@ -131,6 +145,7 @@ class Measured(NamedTuple):
     silent: list[Bool[np.ndarray, " d_sae"]]
     """The features that fire neither in test nor in validation."""
     patched: CrossEntropies
+    training: list[OnTraining]
 
 
 def measure(own: EvaluateParams, inputs: Inputs, log: Log) -> Measured:
@@ -141,7 +156,10 @@ def measure(own: EvaluateParams, inputs: Inputs, log: Log) -> Measured:
     for sae, fidelity in zip(inputs.saes, sums, strict=True):
         silent.append(dead(inputs.store, sae, fidelity))
         log.advance(1, fvu=fidelity.fvu(baselines.total))
-    return Measured(baselines, sums, silent, patched)
+    shifts = [shift_of(run) for run in inputs.runs]
+    return Measured(
+        baselines, sums, silent, patched, on_training(inputs.store, inputs.saes, shifts, own.n_train_tokens)
+    )
 
 
 def summarise(own: EvaluateParams, inputs: Inputs, found: Measured) -> Iterator[Row]:
@@ -150,34 +168,26 @@ def summarise(own: EvaluateParams, inputs: Inputs, found: Measured) -> Iterator[
     generator = numpy_generator(own.seed, "evaluate", "documents")
     counts = resample_counts(len(inputs.windows.document_ids), own.n_resamples, generator)
     ce_counts = resample_counts(patched.n_documents, own.n_resamples, generator)
-    for index, (member, fidelity, silent) in enumerate(zip(inputs.runs, found.fidelities, found.silent, strict=True)):
+    each = zip(inputs.runs, found.fidelities, found.silent, found.training, strict=True)
+    for index, (member, fidelity, silent, training) in enumerate(each):
         yield from fidelity_rows(member, fidelity, found.baselines, silent, n_validation, counts)
         yield from ce_rows(member, patched.sums, index, patched.document, ce_counts)
-
-
-def documents_table(member: Member, own: Fidelity, total: np.ndarray) -> pd.DataFrame:
-    """The sums behind the FVU, by document."""
-    table = pd.DataFrame({"squared_error": own.squared_error, "total": total})
-    return table.assign(level=member.level, seed=member.seed, document=np.arange(len(table)))
-
-
-def l0_table(member: Member, own: Fidelity) -> pd.DataFrame:
-    """How many test tokens have each L0."""
-    seen = np.flatnonzero(own.l0_counts)
-    return pd.DataFrame({"level": member.level, "seed": member.seed, "l0": seen, "n_tokens": own.l0_counts[seen]})
+        yield clean_row(member, patched.clean, inputs.windows.document.numpy(), counts)
+        yield from training_rows(member, training)
 
 
 def main(arm: str) -> None:
     """Evaluate all levels and seeds of an arm."""
-    own, seeds = settings()
+    own, seeds, more_seeds = settings()
     keep_freed_memory()
-    inputs = prepare(arm, seeds)
+    inputs = prepare(arm, seeds, more_seeds)
     with Log(f"evaluate@{arm}", unit="SAE") as log, torch.no_grad():
         found = measure(own, inputs, log)
     pairs = list(zip(inputs.runs, found.fidelities, strict=True))
     tables = {
         "documents": [documents_table(*pair, found.baselines.total) for pair in pairs],
         "l0": [l0_table(*pair) for pair in pairs],
+        "alive": [alive_table(*pair) for pair in pairs],
     }
     for name, parts in tables.items():
         write_parquet(DATA / arm / f"{name}.parquet", pd.concat(parts, ignore_index=True))

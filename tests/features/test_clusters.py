@@ -1,10 +1,13 @@
 """Known clusters are found and called stable, random directions are not."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from sklearn import metrics
 
 from stages.lib.features import clusters as c
+from stages.lib.features.cluster_numbers import Trials, at_rank, corrected, describe, edge
 
 
 def blobs(n_clusters: int, per: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +42,7 @@ def test_number_and_members_of_known_clusters_are_recovered() -> None:
     directions, truth = blobs(5, 12, 0.05)
     found = c.best_clustering(directions, [2, 3, 5, 8, 500], np.random.default_rng(0))
     assert found.n_clusters == 5
-    assert c.adjusted_rand(found.labels, truth) == 1.0
+    assert metrics.adjusted_rand_score(found.labels, truth) == 1.0
     assert found.silhouette > 0.8
 
 
@@ -54,13 +57,85 @@ def test_known_clusters_are_stable_and_random_directions_are_not() -> None:
     assert mean_stability(c.random_like(blobs(5, 12, 0.05)[0], np.random.default_rng(2))) < 0.95
 
 
-def test_random_like_keeps_the_covariance() -> None:
+@pytest.mark.parametrize("n", [90, 30])  # also with fewer rows than dimensions
+def test_random_like_keeps_lengths_mean_and_covariance(n: int) -> None:
     generator = np.random.default_rng(0)
-    directions = c.unit_rows(generator.normal(size=(1500, 40)) * np.linspace(2, 0.5, 40))
+    directions = c.unit_rows(generator.normal(size=(n, 40)) * np.linspace(2, 0.5, 40) + 0.3)
     random = c.random_like(directions, generator)
-    assert np.linalg.norm(random, axis=1) == pytest.approx(np.ones(1500))
-    ours, theirs = (np.linalg.eigvalsh(np.cov(one.T)) for one in (random, directions))
-    assert ours == pytest.approx(theirs, rel=0.15)
+    assert np.linalg.norm(random, axis=1) == pytest.approx(np.ones(n))
+    covariance = np.cov(directions.T)
+    assert np.abs(np.cov(random.T) - covariance).max() < 0.02 * np.abs(covariance).max()
+    assert random.mean(axis=0) == pytest.approx(directions.mean(axis=0), abs=0.005)
+    # None of the rows is one of the dictionary's.
+    assert (random @ directions.T).max() < 0.99
+
+
+def dictionary(kind: str, seed: int) -> np.ndarray:
+    """60 directions in 24 dimensions: `sphere`; `subspace`, with a preferred one; `pairs`, four of them close."""
+    generator = np.random.default_rng(seed)
+    rows = generator.normal(size=(60, 24))
+    if kind != "sphere":
+        rows *= np.linspace(1.5, 0.5, 24)
+    if kind == "pairs":
+        rows[:4] = rows[4:8] + 0.4 * rows[:4]
+    return c.unit_rows(rows)
+
+
+def rejected(kind: str, n_repeats: int, statistic: Callable[[np.ndarray], float]) -> float:
+    """How often p < .05 with 39 random dictionaries."""
+    n = 0
+    for seed in range(n_repeats):
+        directions, generator = dictionary(kind, seed), np.random.default_rng((7, seed))
+        null = [statistic(c.random_like(directions, generator)) for _ in range(39)]
+        n += c.against(statistic(directions), null)["p"] < 0.05
+    return n / n_repeats
+
+
+def mean_nearest(directions: np.ndarray) -> float:
+    return float(c.neighbours(directions, 0.5).nearest.mean())
+
+
+def silhouette(directions: np.ndarray) -> float:
+    return c.best_clustering(directions, [4], np.random.default_rng(0)).silhouette
+
+
+@pytest.mark.parametrize("kind", ["sphere", "subspace"])
+def test_random_directions_are_seldom_called_close_or_clustered(kind: str) -> None:
+    # p < .05 is p = .025 here: 1.5 of 60 on average, and more than 5 with a chance below 1 %.
+    assert rejected(kind, 60, mean_nearest) <= 5 / 60
+    assert rejected(kind, 30, silhouette) <= 4 / 30
+
+
+def test_the_old_null_of_gaussian_draws_would_hide_pairs() -> None:
+    # Draws with the sample's covariance lie closer than the sample does, though it is random itself.
+    directions, generator = dictionary("sphere", 0), np.random.default_rng(0)
+    centred = directions - directions.mean(0)
+    draws = [
+        mean_nearest(c.unit_rows(directions.mean(0) + generator.normal(size=(60, 60)) @ centred / 60**0.5))
+        for _ in range(30)
+    ]
+    kept = [mean_nearest(c.random_like(directions, generator)) for _ in range(30)]
+    assert np.mean(draws) > np.mean(kept) + 3 * np.std(kept)
+    assert abs(np.mean(kept) - mean_nearest(directions)) < 3 * np.std(kept)
+
+
+def test_four_close_pairs_among_sixty_are_found() -> None:
+    assert rejected("pairs", 30, mean_nearest) > 0.8
+
+
+def test_clusters_are_found_where_there_are_some() -> None:
+    generator = np.random.default_rng(0)
+    directions = blobs(4, 15, 0.15)[0]
+    null = [silhouette(c.random_like(directions, generator)) for _ in range(39)]
+    assert c.against(silhouette(directions), null)["p"] == 1 / 40
+
+
+def test_neighbours_by_hand() -> None:
+    # Cosines: 0-1 .6, 0-2 -1, 1-2 -.6.
+    got = c.neighbours(np.array([[1.0, 0], [0.6, 0.8], [-1, 0]]), 0.6)
+    assert got.nearest.tolist() == [0.6, 0.6, -0.6]
+    assert got.opposite.tolist() == [-1, -0.6, -1]
+    assert (got.n_close, got.n_antipodal) == (1, 2)
 
 
 def test_silhouettes_agree_with_sklearn() -> None:
@@ -69,23 +144,6 @@ def test_silhouettes_agree_with_sklearn() -> None:
     ours = c.silhouettes(directions @ directions.T, labels)
     assert ours == pytest.approx(metrics.silhouette_samples(directions, labels, metric="cosine"))
     assert ours[-1] == 0
-
-
-def test_adjusted_rand_by_hand_and_against_sklearn() -> None:
-    a, b = np.array([0, 0, 1, 1, 2, 2]), np.array([5, 5, 0, 0, 1, 1])
-    assert c.adjusted_rand(a, b) == 1.0
-    # The table [[2, 0], [1, 1]]: 1 pair together in both, 2 in a, 3 in b, of 6: expected 2 x 3 / 6 = 1.
-    assert c.adjusted_rand(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])) == 0.0
-    generator = np.random.default_rng(0)
-    x, y = generator.integers(0, 4, 50), generator.integers(0, 3, 50)
-    assert c.adjusted_rand(x, y) == pytest.approx(metrics.adjusted_rand_score(x, y))
-    assert c.adjusted_rand(np.zeros(4, int), np.zeros(4, int)) == 1.0
-
-
-def test_between_seeds_undoes_the_order_of_the_features() -> None:
-    directions, truth = blobs(4, 10, 0.05)
-    order = np.random.default_rng(3).permutation(len(truth))
-    assert c.between_seeds(directions, truth, directions[order], np.random.default_rng(0)) == 1.0
 
 
 def test_against_counts_the_null() -> None:
@@ -114,3 +172,36 @@ def test_effective_rank_by_hand() -> None:
 def test_the_same_generator_gives_the_same_clusters() -> None:
     one, two = (c.best_clustering(cloud(), [2, 4], np.random.default_rng(7)) for _ in range(2))
     np.testing.assert_array_equal(one.labels, two.labels)
+
+
+NUMBERS = {"silhouette": 0.01, "nearest": 0.02, "opposite": 0.9}
+
+
+def test_the_correction_is_over_the_arms_number_by_number() -> None:
+    arms = {arm: {name: {"value": 1.0, "p": p * k} for name, p in NUMBERS.items()} for k, arm in ((1, "a"), (3, "b"))}
+    got = corrected(arms)
+    assert got["a"]["silhouette"] == {"value": 1.0, "p": 0.01, "p_holm": 0.02}
+    assert got["b"]["silhouette"]["p_holm"] == pytest.approx(0.03)
+    assert got["b"]["nearest"]["p_holm"] == pytest.approx(0.06)
+    assert got["a"]["opposite"]["p_holm"] == 1.0
+
+
+def test_the_edge_of_the_candidates_is_said() -> None:
+    assert [edge(n, [4, 8, 16]) for n in (4, 8, 16)] == ["lowest", "inside", "highest"]
+
+
+def test_the_null_of_a_row_has_its_rank() -> None:
+    got = at_rank(np.array([3.0, 1.0, 2.0]), [np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.4, 0.3])])
+    assert got.tolist() == pytest.approx([0.4, 0.2, 0.3])
+
+
+def test_a_description_stands_beside_its_null() -> None:
+    trials = Trials([2, 4], 4, 0.8, 9, 0.5)
+    got = describe(blobs(4, 15, 0.15)[0], trials, np.random.default_rng(0))
+    assert got.numbers["n_clusters"] == 4
+    assert got.numbers["edge"] == "highest"
+    assert got.numbers["silhouette"]["p"] == 1 / 10
+    assert got.numbers["nearest"]["value"] == pytest.approx(got.neighbours.nearest.mean())
+    assert got.numbers["nearest"]["null"] == pytest.approx(got.null.nearest.mean())
+    assert got.numbers["close_pairs"]["value"] > got.numbers["close_pairs"]["null"]
+    assert got.numbers["stability"]["value"] > got.numbers["stability"]["null_high"]

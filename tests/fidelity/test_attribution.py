@@ -1,6 +1,5 @@
 """Node scores against finite differences, exact cases and ablation."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -9,10 +8,10 @@ from stages.lib.fidelity.attribution import (
     ablations,
     active_nodes,
     completeness_error,
+    feature_effects,
     gradient,
     path_gradient,
     removal_scores,
-    strata,
 )
 
 
@@ -117,19 +116,9 @@ def test_completeness_error_by_hand() -> None:
     assert completeness_error(torch.tensor([1.0]), 0.0) is None
 
 
-def test_strata() -> None:
-    generator = np.random.default_rng(0)
-    score, activation = generator.normal(size=1000), generator.exponential(size=1000)
-    drawn = dict(strata(score, activation, 100, np.random.default_rng(1)))
-    assert {name: len(rows) for name, rows in drawn.items()} == {"top": 100, "random": 100, "activation": 100}
-    assert np.abs(score[drawn["top"]]).min() >= np.sort(np.abs(score))[-100]
-    assert all(len(np.unique(rows)) == 100 for rows in drawn.values())
-    # One from each percentile of f.
-    assert (np.sort(np.argsort(np.argsort(activation))[drawn["activation"]]) // 10).tolist() == list(range(100))
-    again = dict(strata(score, activation, 100, np.random.default_rng(1)))
-    assert all(np.array_equal(drawn[name], again[name]) for name in drawn)
-
-
-def test_strata_of_fewer_nodes_than_wanted() -> None:
-    drawn = dict(strata(np.array([1.0, -3.0]), np.array([1.0, 2.0]), 5, np.random.default_rng(0)))
-    assert {name: rows.tolist() for name, rows in drawn.items()} == {name: [0, 1] for name in drawn}
+def test_feature_effects_by_hand() -> None:
+    nodes = Nodes(*(torch.zeros(4, dtype=torch.int64) for _ in range(2)), torch.tensor([5, 2, 5, 2]), torch.ones(4))
+    table = feature_effects(nodes, torch.tensor([1.0, -2.0, -3.0, 0.5]))
+    assert table["feature"].tolist() == [2, 5]
+    assert table["effect"].tolist() == [1.25, 2.0]
+    assert table["n_firings"].tolist() == [2, 2]

@@ -16,7 +16,8 @@ from tests.toy_checkpoints import write_arm, write_held_out
 PARAMS = """
 train: {seeds: [0, 1]}
 saes: {toy: {}, other: {}, untrained: {}}
-embed: {n_tokens: 300, min_firings: 3, n_clusters: [2, 3], n_resamples: 3, subsample: 0.8, n_null: 3, n_neighbors: 5,
+embed: {n_tokens: 300, min_firings: 3, n_clusters: [2, 3], n_resamples: 3, subsample: 0.8, n_null: 3,
+  pair_cosine: 0.5, n_neighbors: 5,
   min_dist: 0.1, seed: 0}
 """
 
@@ -45,7 +46,11 @@ def test_every_arm_is_described_and_mapped_the_same_twice(here: Path) -> None:
         assert numbers[arm]["n_features"] + numbers[arm]["n_dead"] == 24
         assert own["cluster"].nunique() <= numbers[arm]["n_clusters"]
         assert own["silhouette"].mean() == pytest.approx(numbers[arm]["silhouette"]["value"], abs=1e-5)
-        assert 0 < numbers[arm]["between_seeds"]["p"] <= 1
+        assert own["nearest"].mean() == pytest.approx(numbers[arm]["nearest"]["value"], abs=1e-5)
+        assert own["opposite_null"].mean() == pytest.approx(-numbers[arm]["opposite"]["null"], abs=1e-5)
+        assert own.sort_values("nearest", kind="stable")["nearest_null"].is_monotonic_increasing
+        for name in ("silhouette", "nearest", "opposite"):
+            assert 1 / 4 <= numbers[arm][name]["p"] <= numbers[arm][name]["p_holm"] <= 1
     embed.main()
     assert [path.read_bytes() for path in files] == before
 

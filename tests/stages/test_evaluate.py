@@ -1,5 +1,8 @@
 """A whole run of `evaluate` on toy data, against the same numbers worked out in one piece."""
 
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +12,16 @@ import torch
 
 from stages import evaluate
 from stages.lib.activations.store import open_store
-from stages.lib.fidelity.reconstruction import dead, labelled, token_means
-from stages.lib.io.files import read_json
+from stages.lib.fidelity.reconstruction import dead, labelled, token_means, unshifted
+from stages.lib.io.files import read_json, write_json
 from stages.lib.language.windows import read_windows
 from stages.lib.sae.saved import SAE, load_sae
 from tests import toy_data
-from tests.settings import write_params
+from tests.settings import working_directory, write_params
 
 PARAMS = """
-train: {seeds: [0, 1]}
-evaluate: {n_ce_tokens: 10000, n_resamples: 50, seed: 0}
+train: {seeds: [0, 1], more_seeds: [2]}
+evaluate: {n_ce_tokens: 10000, n_train_tokens: 300, n_resamples: 50, seed: 0}
 """
 
 
@@ -27,7 +30,16 @@ def data(shared_project: Path) -> None:
     """The toy data as the working directory, after a run."""
     write_params(PARAMS)
     toy_data.write_all()
+    # A further seed, which has the followed level alone.
+    shutil.copytree("data/train/toy/seed-1", "data/train/toy/more/seed-2", ignore=shutil.ignore_patterns("level-0"))
     evaluate.main("toy")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Iterator[None]:
+    """A copy of it as the working directory, for a test that runs the stage with other settings."""
+    with working_directory(shutil.copytree(Path.cwd(), tmp_path / "copy")):
+        yield
 
 
 def values(level: int, seed: int) -> dict[str, dict[str, float]]:
@@ -40,7 +52,7 @@ def values(level: int, seed: int) -> dict[str, dict[str, float]]:
 def test_all_metrics_are_there() -> None:
     expected = """fvu l0 l0_sd l0_p5 l0_p95 density dead_fraction dense_fraction effective_dictionary relative_bias
         hoyer gini cosine ce_clean ce_sae ce_zero ce_mean ce_recovered_mean ce_recovered_zero delta_ce kl
-        ce_random_error fvu_unigram fvu_pca"""
+        ce_random_error fvu_unigram fvu_pca ce_clean_test delta_ce_random_error fvu_train relative_bias_train"""
     for level in (0, 1):
         for seed in (0, 1):
             assert set(expected.split()) <= set(values(level, seed))
@@ -63,6 +75,46 @@ def test_the_fvu_is_that_of_all_rows_at_once() -> None:
     assert cell["dead_fraction"]["n"] == len(both)
     expected_dead = (~(one.encode(both) > 0).any(0)).float().mean().item()
     assert cell["dead_fraction"]["value"] == pytest.approx(expected_dead)
+
+
+def test_a_further_seed_is_scored_at_its_one_level() -> None:
+    assert values(0, 2) == {}
+    # It is a copy of seed 1.
+    assert values(1, 2) == values(1, 1)
+
+
+def test_training_activations_are_measured_as_the_test_ones_are() -> None:
+    store = open_store("main")
+    x = store.rows("train", 0, 300)
+    one = load_sae(Path("data/train/toy/seed-1/level-0"))
+    expected = (x - one.decode(one.encode(x))).square().sum() / (x - x.mean(0)).square().sum()
+    assert values(0, 1)["fvu_train"]["value"] == pytest.approx(expected.item(), rel=1e-5)
+    assert values(0, 1)["fvu_train"]["n"] == 300
+    assert "relative_bias_train_unshifted" not in values(0, 1)  # a TopK has no threshold
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
+def test_undoing_a_shift_gives_the_sae_before_it(architecture: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    W_enc, W_dec, x = (torch.randn(*size, generator=generator) for size in ((4, 6), (6, 4), (50, 4)))
+    threshold = torch.full((6,), 0.5) if architecture == "jumprelu" else None
+    before = SAE(architecture, W_enc, torch.zeros(6), W_dec, torch.zeros(4), threshold, None, {})
+    # As training applies it: on the threshold where there is one, else on the bias.
+    after = (
+        replace(before, b_enc=before.b_enc - 0.2) if threshold is None else replace(before, threshold=threshold + 0.2)
+    )
+    assert (after.encode(x) > 0).sum() < (before.encode(x) > 0).sum()
+    torch.testing.assert_close(unshifted(after, 0.2).encode(x), before.encode(x))
+
+
+def test_the_shift_is_that_of_the_level() -> None:
+    path = Path("data/train/toy/seed-1/train.json")
+    facts, member = read_json(path), evaluate.members("toy", [1])[1]
+    assert evaluate.shift_of(member) == 0.0
+    for shifts in ([0.1, 0.3], [0.3]):
+        write_json(path, facts | {"shift": shifts})
+        assert evaluate.shift_of(member) == 0.3
+    write_json(path, facts)
 
 
 def test_the_unigram_baseline_is_the_mean_by_token() -> None:
@@ -120,10 +172,38 @@ def test_cross_entropies_are_consistent() -> None:
         recovered = (cell["ce_mean"] - cell["ce_sae"]) / (cell["ce_mean"] - cell["ce_clean"])
         assert cell["ce_recovered_mean"] == pytest.approx(recovered, rel=1e-5)
         assert cell["kl"] > 0
+        random = cell["ce_random_error"] - cell["ce_clean"]
+        assert cell["delta_ce_random_error"] == pytest.approx(random, abs=1e-6)
+        assert cell["random_error_ratio"] == pytest.approx(random / cell["delta_ce"], rel=1e-4)
     # Every window was used: a prediction for each text token that follows a text token.
     n_predictions = int((windows.length - 2).clamp(min=0).sum())
     assert values(0, 0)["ce_clean"]["n"] == n_predictions
     assert values(0, 0)["ce_clean"]["value"] == values(1, 1)["ce_clean"]["value"]
+
+
+def test_the_clean_loss_is_that_of_all_windows_however_few_saes_run_on(copy: None) -> None:
+    whole = values(0, 0)
+    assert whole["ce_clean_test"]["value"] == pytest.approx(whole["ce_clean"]["value"], rel=1e-6)
+    write_params(PARAMS.replace("n_ce_tokens: 10000", "n_ce_tokens: 40"))
+    evaluate.main("toy")
+    some = values(0, 0)
+    assert some["ce_clean"]["n"] < 60 < whole["ce_clean"]["n"]
+    assert some["ce_clean_test"] == pytest.approx(whole["ce_clean_test"], rel=1e-6)
+    assert some["ce_clean"]["low"] < some["ce_clean"]["value"] < some["ce_clean"]["high"]
+
+
+def test_rates_of_all_features_are_kept() -> None:
+    table = pd.read_parquet("data/evaluate/toy/alive.parquet")
+    assert table.dtypes.astype(str).to_dict() == {
+        "seed": "int32", "level": "int8", "feature": "int32", "rate": "float32"
+    }  # fmt: skip
+    assert len(table) == (2 * 2 + 1) * toy_data.D_SAE
+    store = open_store("main")
+    one = load_sae(Path("data/train/toy/seed-1/level-0"))
+    rate = (one.encode(store.rows("test", 0, store.n_rows("test"))) > 0).float().mean(0)
+    own = table.query("seed == 1 and level == 0")
+    assert own["feature"].tolist() == list(range(toy_data.D_SAE))
+    assert own["rate"].to_numpy() == pytest.approx(rate.numpy(), abs=1e-6)
 
 
 def test_the_details_add_up() -> None:

@@ -1,12 +1,19 @@
-"""What is told of the clusters of a dictionary: each number beside the same for random directions."""
+"""What is told of the directions of a dictionary: each number beside the same for random directions."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from stages.lib.features import clusters
-from stages.lib.features.clusters import Clustering
+from stages.lib.features.clusters import Clustering, Neighbours
+from stages.lib.stats.intervals import holm
+
+TESTED = ("silhouette", "nearest", "opposite")
+"""The numbers that have a p: large in a dictionary whose directions lie more closely together than chance."""
+N_REFITTED = 20
+"""How many of the random dictionaries are clustered again and again, for the stability that chance alone gives."""
 
 
 class Trials(NamedTuple):
@@ -20,13 +27,26 @@ class Trials(NamedTuple):
     """The share of the directions in each."""
     n_null: int
     """Random dictionaries that are treated in the same way."""
+    pair_cosine: float
+    """From which two directions count as close, and from whose negative on as antipodal."""
 
 
 class Described(NamedTuple):
-    """The clusters of one dictionary."""
+    """The clusters and the neighbours in one dictionary."""
 
     clustering: Clustering
+    neighbours: Neighbours
+    null: Neighbours
+    """Of random dictionaries: the mean cosine of the feature of the same rank, and the mean numbers of pairs."""
     numbers: dict[str, Any]
+
+
+class Null(NamedTuple):
+    """The numbers of one random dictionary."""
+
+    silhouette: float
+    neighbours: Neighbours
+    stability: float | None
 
 
 def refit(
@@ -44,52 +64,90 @@ def refit(
 
 def null_numbers(
     directions: Float[np.ndarray, "row d_in"],
-    other: Float[np.ndarray, "other d_in"] | None,
-    n_clusters: int,
+    n_clusters: int | None,
     trials: Trials,
     generator: np.random.Generator,
-) -> dict[str, float]:
-    """The numbers of random dictionaries in place of both, with as many clusters as the true one has."""
+) -> Null:
+    """The numbers of a random dictionary; its stability with `n_clusters` clusters, if a number is given."""
     random = clusters.random_like(directions, generator)
-    labels = clusters.cluster(random, n_clusters, generator)
-    numbers = {"silhouette": clusters.best_clustering(random, trials.n_clusters, generator).silhouette}
-    refits = refit(random, labels, n_clusters, trials, generator)
-    numbers |= {"stability": float(np.mean(refits)), "mean_largest_cosine": clusters.spread(random).mean_largest}
-    if other is not None:
-        mate = clusters.random_like(other, generator)
-        numbers["between_seeds"] = clusters.between_seeds(random, labels, mate, generator)
-    return numbers
+    silhouette = clusters.best_clustering(random, trials.n_clusters, generator).silhouette
+    stability = None
+    if n_clusters is not None:
+        labels = clusters.cluster(random, n_clusters, generator)
+        stability = float(np.mean(refit(random, labels, n_clusters, trials, generator)))
+    return Null(silhouette, clusters.neighbours(random, trials.pair_cosine), stability)
 
 
-def describe(
-    directions: Float[np.ndarray, "row d_in"],
-    other: Float[np.ndarray, "other d_in"] | None,
-    trials: Trials,
-    generator: np.random.Generator,
-) -> Described:
-    """The best clustering of a dictionary's unit directions, and its numbers; `other` are those of another seed."""
+def at_rank(own: Float[np.ndarray, " row"], null: list[Float[np.ndarray, " row"]]) -> Float[np.ndarray, " row"]:
+    """For each row the mean over the random dictionaries of the value that has the row's rank there."""
+    found = np.empty(len(own))
+    found[np.argsort(own, kind="stable")] = np.mean([np.sort(one) for one in null], axis=0, dtype=np.float64)
+    return found
+
+
+def describe(directions: Float[np.ndarray, "row d_in"], trials: Trials, generator: np.random.Generator) -> Described:
+    """The best clustering of a dictionary's unit directions, their neighbours, and the numbers of both."""
     found = clusters.best_clustering(directions, trials.n_clusters, generator)
     refits = refit(directions, found.labels, found.n_clusters, trials, generator)
-    null = [null_numbers(directions, other, found.n_clusters, trials, generator) for _ in range(trials.n_null)]
-
-    def beside_null(name: str, value: float) -> dict[str, float]:
-        return clusters.against(value, [one[name] for one in null])
-
+    null = [
+        null_numbers(directions, found.n_clusters if index < N_REFITTED else None, trials, generator)
+        for index in range(trials.n_null)
+    ]
+    own, others = clusters.neighbours(directions, trials.pair_cosine), [one.neighbours for one in null]
+    expected = Neighbours(
+        at_rank(own.nearest, [one.nearest for one in others]),
+        at_rank(own.opposite, [one.opposite for one in others]),
+        float(np.mean([one.n_close for one in others])),
+        float(np.mean([one.n_antipodal for one in others])),
+    )
+    stability = [one.stability for one in null if one.stability is not None]
     # The interval is over subsamples: it says how much refits scatter.
     low, high = np.quantile(refits, [0.025, 0.975])
-    cosines = clusters.spread(directions)
     numbers: dict[str, Any] = {
         "n_clusters": found.n_clusters,
+        "edge": edge(found.n_clusters, [n for n in trials.n_clusters if n < len(directions)]),
+        "n_null": trials.n_null,
         "sizes": {f"cluster-{i:02d}": int(n) for i, n in enumerate(np.bincount(found.labels))},
-        "silhouette": beside_null("silhouette", found.silhouette),
-        "stability": beside_null("stability", float(np.mean(refits))) | {"low": float(low), "high": float(high)},
-        "mean_largest_cosine": beside_null("mean_largest_cosine", cosines.mean_largest),
+        "silhouette": clusters.against(found.silhouette, [one.silhouette for one in null]),
+        "nearest": clusters.against(_mean(own.nearest), [_mean(one.nearest) for one in others]),
+        "opposite": clusters.against(-_mean(own.opposite), [-_mean(one.opposite) for one in others]),
+        "close_pairs": {"value": own.n_close, "null": expected.n_close},
+        "antipodal_pairs": {"value": own.n_antipodal, "null": expected.n_antipodal},
+        "stability": {"value": float(np.mean(refits)), "low": float(low), "high": float(high),
+                      "null": float(np.mean(stability)), "null_high": float(np.quantile(stability, 0.975))},
+        **spread_numbers(directions),
+    }  # fmt: skip
+    return Described(found, own, expected, numbers)
+
+
+def _mean(values: Float[np.ndarray, " row"]) -> float:
+    return float(values.mean(dtype=np.float64))
+
+
+def edge(n_clusters: int, candidates: list[int]) -> str:
+    """Whether the best number of clusters is the `lowest` or the `highest` that was tried, or `inside` them.
+
+    At an edge, numbers beyond it could have been better: the data do not prefer a number.
+    """
+    return {min(candidates): "lowest", max(candidates): "highest"}.get(n_clusters, "inside")
+
+
+def spread_numbers(directions: Float[np.ndarray, "row d_in"]) -> dict[str, Any]:
+    """How the cosines of all pairs are distributed, and how many directions the rows span about evenly."""
+    cosines = clusters.spread(directions)
+    return {
         "mean_cosine": cosines.mean,
         "coherence": cosines.mean_absolute,
         "cosine_percentiles": cosines.percentiles,
         "effective_rank": clusters.effective_rank(directions),
     }
-    if other is not None:
-        score = clusters.between_seeds(directions, found.labels, other, generator)
-        numbers["between_seeds"] = beside_null("between_seeds", score)
-    return Described(found, numbers)
+
+
+def corrected(numbers: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The numbers of all arms with `p_holm` beside each p: corrected over the arms (Holm 1979), number by number."""
+    found = {arm: dict(facts) for arm, facts in numbers.items()}
+    for name in TESTED:
+        adjusted = holm({arm: facts[name]["p"] for arm, facts in numbers.items()})
+        for arm, p in adjusted.items():
+            found[arm][name] = {**numbers[arm][name], "p_holm": p}
+    return found

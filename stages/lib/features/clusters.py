@@ -4,19 +4,23 @@ Rows are unit vectors x_i; spherical k-means (Dhillon and Modha 2001, section 3)
 assignments c and unit centres m. Signed: features are non-negative, so opposite directions are different features.
 k-means divides any cloud, so nothing here is reported without the same number for random directions that have the
 dictionary's own second moments.
+
+Whether the clusters of two seeds agree is not asked: any smooth partition of two dictionaries whose features match
+agrees, so the answer is how well the features match, which `stages.lib.features.agreement` measures.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-
-from stages.lib.features.matching import match
+from sklearn.metrics import adjusted_rand_score
 
 MAX_ITERATIONS = 100
-RESTARTS = 4
+RESTARTS = 2
+MAX_ROUNDS = 50
+CLOSE = 0.01
+"""How far a covariance of random directions may be from the dictionary's, relative to the largest entries."""
 PERCENTILES = (1, 25, 50, 75, 99)
 
 
@@ -25,17 +29,37 @@ def unit_rows(rows: Float[np.ndarray, "row d_in"]) -> Float[np.ndarray, "row d_i
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
+def _triangle(
+    rows: Float[np.ndarray, "row d_in"],
+) -> tuple[Float[np.ndarray, "row rank"], Float[np.ndarray, "rank d_in"]]:
+    """QR factors with a diagonal of R above 0, which makes them unique and so continuous in the rows."""
+    basis, shape = np.linalg.qr(rows)
+    sign = np.where(np.diagonal(shape) < 0, -1, 1).astype(rows.dtype)
+    return basis * sign, shape * sign[:, None]
+
+
 def random_like(
     directions: Float[np.ndarray, "row d_in"], generator: np.random.Generator
 ) -> Float[np.ndarray, "row d_in"]:
-    """As many random directions with the same mean and covariance before they are brought to unit length.
+    """As many random directions of unit length with the same mean and covariance.
 
-    Gaussian: they share the dictionary's preferred subspace (which alone makes silhouettes larger than on the sphere)
-    and have no clusters. `z / sqrt(n) @ (X - m)` with z standard normal has the covariance of the rows of X.
+    With X - m = Q R (columns of Q orthonormal), Q is replaced by a random one of the same kind: the sample is turned in
+    the space of its rows, which keeps its moments exactly (Langsrud 2005, Statistics and Computing 15, section 2). The
+    rows then have unlike lengths, so lengths and moments are restored in turn until they hold together. What is left
+    has the same preferred subspace (which alone makes silhouettes larger and neighbours closer than on the sphere) and
+    neither clusters nor pairs. Gaussian draws with the covariance of X would not do: their own scatter
+    comes on top of the scatter that X has by chance, and their neighbours are closer even if X is random.
     """
     mean = directions.mean(axis=0)
-    noise = generator.standard_normal((len(directions), len(directions))).astype(directions.dtype)
-    return unit_rows(mean + noise @ (directions - mean) / np.sqrt(len(directions)).astype(directions.dtype))
+    shape = _triangle(directions - mean)[1]
+    wanted = shape.T @ shape
+    rows = generator.standard_normal(directions.shape).astype(directions.dtype)
+    for _ in range(MAX_ROUNDS):
+        rows = unit_rows(mean + _triangle(rows - rows.mean(axis=0))[0] @ shape)
+        centred = rows - rows.mean(axis=0)
+        if np.abs(centred.T @ centred - wanted).max() <= CLOSE * np.abs(wanted).max():
+            break
+    return rows
 
 
 def _spread_centres(
@@ -123,21 +147,6 @@ def best_clustering(
     return max(tried, key=lambda one: one.silhouette)
 
 
-def adjusted_rand(a: Int[np.ndarray, " row"], b: Int[np.ndarray, " row"]) -> float:
-    """How far two partitions agree beyond chance: 1 for the same, 0 at random (Hubert and Arabie 1985, equation 5)."""
-    table = np.zeros((a.max() + 1, b.max() + 1))
-    np.add.at(table, (a, b), 1)
-
-    def pairs(counts: Float[np.ndarray, "..."]) -> float:
-        return float((counts * (counts - 1) / 2).sum())
-
-    together, in_a, in_b = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
-    total = len(a) * (len(a) - 1) / 2
-    expected = in_a * in_b / total
-    largest = (in_a + in_b) / 2
-    return 1.0 if largest == expected else (together - expected) / (largest - expected)
-
-
 def stability(
     directions: Float[np.ndarray, "row d_in"],
     reference: Int[np.ndarray, " row"],
@@ -149,13 +158,15 @@ def stability(
 ) -> list[float]:
     """The adjusted Rand index of `reference` with a new clustering of each random part (a `share` of the rows).
 
-    Without replacement: a bootstrap's copies of a row would cluster with themselves (Hennig 2007, section 2).
+    It is 1 for the same partition and 0 on average for unrelated ones (Hubert and Arabie 1985, equation 5). Without
+    replacement: a bootstrap's copies of a row would cluster with themselves (Hennig 2007, section 2).
     """
     scores = []
     for _ in range(n_resamples):
         rows = np.sort(generator.choice(len(directions), size=max(2, round(share * len(directions))), replace=False))
         n = min(n_clusters, len(rows) - 1)
-        scores.append(adjusted_rand(reference[rows], cluster(directions[rows], n, generator)))
+        again = cluster(directions[rows], n, generator)
+        scores.append(float(adjusted_rand_score(reference[rows], again)))
     return scores
 
 
@@ -165,16 +176,27 @@ def against(value: float, null: list[float]) -> dict[str, float]:
     return {"value": value, "null": float(np.mean(null)), "null_high": float(np.quantile(null, 0.975)), "p": p}
 
 
-def between_seeds(
-    a: Float[np.ndarray, "row d_in"],
-    labels: Int[np.ndarray, " row"],
-    b: Float[np.ndarray, "other d_in"],
-    generator: np.random.Generator,
-) -> float:
-    """The adjusted Rand index of the clusters of `a` and those of `b` over the features that match best one to one."""
-    pairs = match(torch.from_numpy(a), torch.from_numpy(b))
-    other = cluster(b, min(int(labels.max()) + 1, len(b) - 1), generator)
-    return adjusted_rand(labels[pairs.left], other[pairs.right])
+class Neighbours(NamedTuple):
+    """The directions next to each direction, and those most opposite to it."""
+
+    nearest: Float[np.ndarray, " row"]
+    """The largest cosine with another row."""
+    opposite: Float[np.ndarray, " row"]
+    """The smallest."""
+    n_close: float
+    """Pairs of rows with at least a given cosine."""
+    n_antipodal: float
+    """Pairs of rows with at most its negative."""
+
+
+def neighbours(directions: Float[np.ndarray, "row d_in"], cosine: float) -> Neighbours:
+    """How near and how opposite the rows lie; pairs count from `cosine` on."""
+    cosines = directions @ directions.T
+    own = np.arange(len(directions))
+    cosines[own, own] = -np.inf
+    nearest, n_close = cosines.max(axis=1), int((cosines >= cosine).sum()) // 2
+    cosines[own, own] = np.inf
+    return Neighbours(nearest, cosines.min(axis=1), n_close, int((cosines <= -cosine).sum()) // 2)
 
 
 class Spread(NamedTuple):

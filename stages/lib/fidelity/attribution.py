@@ -16,7 +16,7 @@ Here m is the sum over a window's counted predictions of the next token's negati
 causal, so a node at t moves only the predictions at t and later.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.lib.fidelity.node_samples import Draws, drawn_nodes, strata
 from stages.lib.language.patching import WindowLoss, index_batches
 from stages.lib.sae.saved import SAE
 
@@ -104,24 +105,17 @@ def ablations(
     return torch.cat(pieces) if pieces else x.new_zeros(0)
 
 
-def strata(
-    score: Float[np.ndarray, " node"],
-    activation: Float[np.ndarray, " node"],
-    n_each: int,
-    generator: np.random.Generator,
-) -> Iterator[tuple[str, Int[np.ndarray, " chosen"]]]:
-    """Three samples of nodes: `top` by |score|, `random`, and `activation`, spread evenly over the quantiles of f.
+def feature_effects(nodes: Nodes, score: Float[Tensor, " node"]) -> pd.DataFrame:
+    """The mean |score| (nats) of each feature's nodes as `effect`, and their number `n_firings`, for features with any.
 
-    Agreement on the top nodes alone says little (their range is selected), so `random` is the one to go by. The samples
-    may share nodes.
+    Where a feature fires, this is how much one gradient says that the window's summed loss would move without it.
     """
-    n = min(n_each, len(score))
-    yield "top", np.sort(np.argsort(-np.abs(score), kind="stable")[:n])
-    yield "random", np.sort(generator.choice(len(score), n, replace=False))
-    by_activation = np.argsort(activation, kind="stable")
-    edges = np.linspace(0, len(score), n + 1).astype(np.int64)
-    # One from each of n equal quantile bins.
-    yield "activation", np.sort(by_activation[generator.integers(edges[:-1], edges[1:])])
+    feature, size = nodes.feature.cpu().numpy(), np.abs(score.double().cpu().numpy())
+    present, place, n = np.unique(feature, return_inverse=True, return_counts=True)
+    return pd.DataFrame({
+        "feature": present.astype(np.int32), "effect": np.bincount(place, weights=size) / n,
+        "n_firings": n.astype(np.int32),
+    })  # fmt: skip
 
 
 def completeness_error(scores: Float[Tensor, " node"], effect: float) -> float | None:
@@ -144,6 +138,8 @@ class Measured(NamedTuple):
 
     table: pd.DataFrame
     """A row per node and stratum."""
+    features: pd.DataFrame
+    """Of `feature_effects`."""
     whole: dict[str, float | None]
 
 
@@ -155,14 +151,24 @@ class Scores(NamedTuple):
     ig: Tensor
 
 
-def measure(clean: CleanRun, sae: SAE, ig_steps: int, n_nodes: int, generator: np.random.Generator) -> Measured:
-    """Scores of all active nodes, and exact ablations of a sample: about `n_nodes`, a third by each of the strata."""
+class Plan(NamedTuple):
+    """How an SAE's nodes are scored and which of them are ablated."""
+
+    ig_steps: int
+    draws: Draws
+    n_stratum: int
+    """Nodes of each of the other strata."""
+
+
+def measure(clean: CleanRun, sae: SAE, plan: Plan, generator: np.random.Generator) -> Measured:
+    """Scores of all active nodes, and exact ablations of the nodes drawn at random and of the other strata."""
     with torch.no_grad():
         feature_acts = sae.encode(clean.loss.x) * clean.loss.counted[..., None]
         contribution = feature_acts @ sae.W_dec
-    scores = score(clean, sae, active_nodes(feature_acts), contribution, ig_steps)
+    scores = score(clean, sae, active_nodes(feature_acts), contribution, plan.ig_steps)
     activation = scores.nodes.activation.cpu().numpy()
-    drawn = dict(strata(scores.grad_x_act.cpu().numpy(), activation, n_nodes // 3, generator))
+    drawn = {"random": drawn_nodes(plan.draws, feature_acts)}
+    drawn |= strata(scores.grad_x_act.cpu().numpy(), activation, plan.n_stratum, generator)
     rows = np.unique(np.concatenate([*drawn.values()]))
     naive = sae.W_enc.abs().mean(0) * (feature_acts.sum((0, 1)) / clean.loss.counted.sum())
     columns = {
@@ -175,7 +181,8 @@ def measure(clean: CleanRun, sae: SAE, ig_steps: int, n_nodes: int, generator: n
     sample = scores.nodes.take(torch.from_numpy(rows))
     table["ablation"] = ablations(clean.loss, clean.loss.x, sample, sae.W_dec, clean.batch).cpu().numpy()
     taken = [table[np.isin(rows, chosen)].assign(stratum=stratum) for stratum, chosen in drawn.items()]
-    return Measured(pd.concat(taken, ignore_index=True), checks(clean, contribution, scores))
+    effects = feature_effects(scores.nodes, scores.grad_x_act)
+    return Measured(pd.concat(taken, ignore_index=True), effects, checks(clean, contribution, scores))
 
 
 def score(

@@ -2,17 +2,23 @@
 
 The clean run and the ablations of a batch of windows are done once and serve all SAEs. Replaced are all valid positions
 (so neither the first nor padding), and what counts are the predictions made at them of tokens that are valid too.
+
+The unchanged model runs on all windows of the split, the SAEs on some of them, spread evenly. What an SAE costs is a
+difference at the same predictions, so the windows chosen matter little for it; how sure it is depends on how many
+documents there are, hardly on how many windows of each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.lib.language.patching import (
+    check_resumption,
+    index_batches,
     kl_divergence,
     next_token_nll,
     next_token_surprisal,
@@ -22,6 +28,7 @@ from stages.lib.language.patching import (
     scored,
     substitute,
 )
+from stages.lib.language.windows import Windows
 from stages.lib.sae.saved import SAE
 
 if TYPE_CHECKING:
@@ -49,6 +56,13 @@ class Sums(NamedTuple):
     """Negative log-likelihood of the unchanged model at each prediction, [prediction]."""
     token_l0: np.ndarray
     """Active features of each SAE at each prediction, [sae, prediction]."""
+
+
+class CleanSums(NamedTuple):
+    """Sums over the predictions of each window of the split, of the unchanged model alone."""
+
+    n: Int[np.ndarray, " window"]
+    nll: Float[np.ndarray, " window"]
 
 
 def spread(n_windows: int, n_chosen: int) -> Int[np.ndarray, " chosen"]:
@@ -116,3 +130,46 @@ def window_sums(
 def joined(parts: Sequence[Sums]) -> Sums:
     """The sums of all windows from those of batches of them."""
     return Sums(*(np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def clean_sums(
+    site: Site, tokens: Int[Tensor, "window pos"], valid: Bool[Tensor, "window pos"]
+) -> tuple[Int[np.ndarray, " window"], Float[np.ndarray, " window"]]:
+    """How many predictions of each window count, and their summed negative log-likelihood in the unchanged model."""
+    nll, counts = next_token_nll(run_clean(site.model, tokens, site.hook_name).logits, tokens), scored(valid)
+    return counts.sum(1).cpu().numpy(), (nll * counts).sum(1, dtype=torch.float64).cpu().numpy()
+
+
+def split_sums(
+    site: Site,
+    windows: Windows,
+    chosen: Int[np.ndarray, " chosen"],
+    saes: Sequence[SAE],
+    generator: torch.Generator,
+    *,
+    batch: int,
+) -> tuple[Sums, CleanSums]:
+    """The sums of the chosen windows, and those of the unchanged model over all windows, `batch` at a time.
+
+    Raises:
+        UserError: if the model cannot be patched at the site.
+    """
+    valid, on = windows.valid(), site.mean.device
+
+    def batches(indices: Int[np.ndarray, " some"]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        for rows in index_batches(len(indices), batch):
+            own = torch.from_numpy(indices)[rows]
+            longest = int(windows.length[own].max())
+            yield own.numpy(), windows.tokens[own, :longest].to(on), valid[own, :longest].to(on)
+
+    n, nll = np.zeros(len(valid), np.int64), np.zeros(len(valid))
+    parts: list[Sums] = []
+    for own, tokens, mask in batches(chosen):
+        if not parts:
+            check_resumption(site.model, tokens, site.hook_name)
+        parts.append(window_sums(site, tokens, mask, saes, generator))
+        n[own], nll[own] = parts[-1].n, parts[-1].clean
+    for own, tokens, mask in batches(np.setdiff1d(np.arange(len(valid)), chosen)):
+        n[own], nll[own] = clean_sums(site, tokens, mask)
+    return joined(parts), CleanSums(n, nll)

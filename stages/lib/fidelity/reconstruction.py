@@ -1,6 +1,7 @@
 """The streams behind an arm's fidelity: every row of the store is read once a pass and serves all SAEs of the arm."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -81,3 +82,41 @@ def dead(store: Store, one: SAE, own: Fidelity) -> Bool[np.ndarray, " d_sae"]:
         silent[one.active(x.to(device())).feature] = False
     result: np.ndarray = silent.cpu().numpy()
     return result
+
+
+class OnTraining(NamedTuple):
+    """The sums of one SAE over training activations."""
+
+    own: Fidelity
+    unshifted: Fidelity | None
+    """The same before the shift of the threshold that ends a training at the wanted L0, if there was one."""
+    total: Float[np.ndarray, " 1"]
+    """Squared distance from the mean of these activations."""
+
+
+def unshifted(one: SAE, shift: float) -> SAE:
+    """The SAE before its pre-activations were shifted by `shift` (in raw units); a TopK has no threshold to shift."""
+    if one.threshold is not None:
+        return replace(one, threshold=(one.threshold - shift).clamp_min(0))
+    return replace(one, b_enc=one.b_enc + shift) if one.k is None else one
+
+
+def on_training(store: Store, saes: Sequence[SAE], shifts: Sequence[float], n_tokens: int) -> list[OnTraining]:
+    """The sums over the first `n_tokens` training rows, which are a random sample, since the rows are shuffled.
+
+    `shifts` are those of normalised activations, as `train.json` has them.
+    """
+    x = store.rows("train", 0, min(n_tokens, store.n_rows("train"))).to(device())
+    total = np.array([squared_distance(x, x.double().mean(0)).sum()])
+
+    def over(one: SAE) -> Fidelity:
+        sums = Fidelity(one.d_sae, 1, store.mean.to(device()))
+        for start in range(0, len(x), BATCH):
+            part = x[start : start + BATCH]
+            _add((one, sums), part, np.zeros(len(part), np.int64))
+        return sums
+
+    return [
+        OnTraining(over(one), over(unshifted(one, shift * store.scale)) if shift else None, total)
+        for one, shift in zip(saes, shifts, strict=True)
+    ]
