@@ -5,8 +5,8 @@ out: data/frequency/<arm> (`features`, `histogram`, `decades`, all .parquet), re
 
 Reliability: the rates are measured again, and compared with those of the next seed and the next sparsity level
 (`stages.lib.features.rates`). Specialisation: `stages.lib.features.relation`, from one row a feature
-(`stages.lib.features.table`). Features with fewer than `min_firings` firings on validation or test are left out of all
-of it and counted as unresolved.
+(`stages.lib.features.table`); `compare` sets it against a random decoder (`stages.lib.features.indicator`). Features
+with fewer than `min_firings` firings on validation or test are left out of all of it and counted as unresolved.
 """
 
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
-from pydantic import Field, NonNegativeInt, PositiveInt
-from torch import Tensor
+from jaxtyping import Int
+from pydantic import Field, PositiveInt
 
 from stages.lib.activations.store import open_store
 from stages.lib.concepts.labelled import Labelled, read_labelled, usable_concepts, with_concepts
 from stages.lib.concepts.labels import Concept, read_concepts
-from stages.lib.detectors.null import feature_null, offsets, record
+from stages.lib.detectors.null import feature_null, offsets
+from stages.lib.features.indicator import IndicatorParams
 from stages.lib.features.matching import stability
 from stages.lib.features.rates import Key, histogram, rate_rows
 from stages.lib.features.relation import Relation, decades, relation
-from stages.lib.features.table import FiringCounts, feature_table
+from stages.lib.features.table import FiringCounts, feature_table, matched_cosine, track
 from stages.lib.io import params
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
@@ -48,16 +48,13 @@ FIRINGS = ("n_firings", "n_firings_validation")
 TABLES = ("features", "histogram", "decades")
 
 
-class FrequencyParams(params.Params):
+class FrequencyParams(IndicatorParams):
     """The section `frequency`."""
 
     n_tokens: PositiveInt
     """Tokens of validation and of test, as whole windows; more than there are means all."""
-    n_null_tokens: PositiveInt
-    """Test tokens on which labels are shifted."""
     n_shifts: PositiveInt
-    n_resamples: Annotated[int, Field(ge=2)]
-    """Resamples of documents behind each rate's error, and of features behind each interval."""
+    """Shifts of the labels behind each feature's chance level."""
     min_firings: PositiveInt
     """A feature with fewer, in validation or test, is unresolved."""
     n_rarefied: Annotated[int, Field(ge=2)]
@@ -66,8 +63,6 @@ class FrequencyParams(params.Params):
     """Decoder cosine from which matched features of two SAEs count as the same."""
     specialised: Annotated[float, Field(gt=0, lt=1)]
     """Calibrated MCC from which a feature counts as specialised in `auroc_frequency`."""
-    seed: NonNegativeInt
-    """Of the windows, shifts and resamples."""
 
 
 class Settings(NamedTuple):
@@ -88,12 +83,10 @@ class Inputs(NamedTuple):
     runs: list[Member]
     validation: Labelled
     test: Labelled
-    null: Labelled
-    """Test tokens on which labels are shifted."""
-    null_x: Float[Tensor, "token d_in"]
     concepts: list[Concept]
     """In the order of the labels' columns."""
-    shifts: Int[np.ndarray, " shift"]
+    shifts: tuple[Int[np.ndarray, " shift"], Int[np.ndarray, " shift"]]
+    """Of the labels of validation and of test."""
     resamples: Int[np.ndarray, "resample document"]
 
     def n_tokens(self) -> Int[np.ndarray, " document"]:
@@ -110,19 +103,16 @@ def prepare(own: FrequencyParams, arm: str, seeds: list[int]) -> Inputs:
     """Find the SAEs, read tokens with the concepts that all parts have, and draw shifts and resamples."""
     runs = members(arm, seeds)
     store = open_store(revision(arm, seeds[0]), verify=("validation", "test"))
-    parts = [
-        read_labelled(store, "validation", own.n_tokens, stream(own, "validation")),
-        read_labelled(store, "test", own.n_tokens, stream(own, "test")),
-        read_labelled(store, "test", own.n_null_tokens, stream(own, "null")),
-    ]
+    parts = [read_labelled(store, split, own.n_tokens, stream(own, split)) for split in ("validation", "test")]
     usable = usable_concepts(parts)
-    validation, test, null = (with_concepts(part, usable) for part in parts)
+    validation, test = (with_concepts(part, usable) for part in parts)
     known = read_concepts()
     concepts = [known[column] for column in usable]
     mean_run = max(concept.mean_run for concept in concepts)
-    shifts = offsets(len(null), mean_run, own.n_shifts, stream(own, "shifts"))
+    in_validation, in_test = (offsets(len(part), mean_run, own.n_shifts, stream(own, "shifts", part.split))
+                              for part in (validation, test))  # fmt: skip
     resamples = resample_counts(test.n_documents, own.n_resamples, stream(own, "documents"))
-    return Inputs(runs, validation, test, null, null.x(), concepts, shifts, resamples)
+    return Inputs(runs, validation, test, concepts, (in_validation, in_test), resamples)
 
 
 def count(inputs: Inputs, log: Log) -> dict[Key, FiringCounts]:
@@ -141,12 +131,17 @@ def count(inputs: Inputs, log: Log) -> dict[Key, FiringCounts]:
 def describe_features(own: FrequencyParams, inputs: Inputs, counts: dict[Key, FiringCounts], key: Key) -> pd.DataFrame:
     """One row a feature of one SAE, and whether it is resolved."""
     one = counts[key]
-    chance = feature_null(record(one.encode, inputs.null_x, one.validation_maximum, inputs.null.labels), inputs.shifts)
+    validation, test = (track(one, part, BATCH) for part in (inputs.validation, inputs.test))
+    null = feature_null(validation, test, *inputs.shifts)
     names = [concept.name for concept in inputs.concepts]
-    table = feature_table(one, chance, inputs.n_tokens(), inputs.resamples, names, own.n_rarefied)
+    table = feature_table(one, null, inputs.n_tokens(), inputs.resamples, names, own.n_rarefied)
     others = [counts[other].sae.W_dec for other in counts if other[0] == key[0] and other != key]
     enough = [resolved(table[column].to_numpy(), own.min_firings) for column in FIRINGS]
-    return table.assign(stability=stability(one.sae.W_dec, others), resolved=np.logical_and.reduce(enough))
+    return table.assign(
+        stability=stability(one.sae.W_dec, others),
+        stability_matched=matched_cosine(one.sae.W_dec, others),
+        resolved=np.logical_and.reduce(enough),
+    )
 
 
 def relation_rows(key: Key, found: dict[str, Relation]) -> Iterator[Row]:

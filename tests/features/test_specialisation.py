@@ -11,9 +11,11 @@ from stages.lib.detectors.firings import firings
 from stages.lib.features.relation import (
     COVARIATES,
     MEASURES,
+    MIN_SPECIALISED,
     correlation,
     decades,
     frequency_auroc,
+    halves,
     partial_spearman,
     relation,
 )
@@ -135,6 +137,44 @@ def test_frequency_tells_nothing_about_labels_at_random() -> None:
     assert found == pytest.approx(0.5, abs=0.07)
 
 
+def test_the_least_number_of_specialised_features_is_that_of_a_useful_auroc() -> None:
+    """Labels at random move it by 0.05 or less from `MIN_SPECIALISED` on, and by more with the 36 of a dictionary."""
+    generator = np.random.default_rng(0)
+    log_rate = generator.normal(-1.7, 0.4, 512)
+
+    def spread(n: int) -> float:
+        labels = (generator.permutation(512) < n for _ in range(100))
+        return float(np.std([area for one in labels if (area := frequency_auroc(log_rate, one)) is not None]))
+
+    assert spread(MIN_SPECIALISED) <= 0.05 < 0.058 < spread(36)
+
+
+def test_halves_tell_a_turn_from_a_slope() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.uniform(-4, -1, 400)
+    turns = halves(x, -np.abs(x - np.median(x)) + 0.3 * generator.normal(size=400), 200, generator)
+    assert turns["below"].interval.low > 0 > turns["above"].interval.high  # type: ignore[union-attr]
+    slope = halves(x, x + generator.normal(size=400), 200, generator)
+    assert slope["below"].value > 0 and slope["above"].value > 0
+    assert (slope["below"].n, slope["above"].n) == (200, 200)
+    expected = stats.spearmanr(x[x <= np.median(x)], (x**2)[x <= np.median(x)]).statistic
+    assert halves(x, x**2, 10, generator)["below"].value == pytest.approx(expected)
+    assert halves(np.zeros(0), np.zeros(0), 10, generator) == {}
+
+
+def test_a_monotone_relation_is_seldom_called_a_turn() -> None:
+    """Type I: both halves have to be established, with opposite signs."""
+    generator = np.random.default_rng(1)
+    called = 0
+    for _ in range(150):
+        x = generator.normal(size=100)
+        found = halves(x, 0.1 * x + generator.normal(size=100), 60, generator)
+        low, high = (found[side].interval for side in ("below", "above"))
+        assert low is not None and high is not None
+        called += low.low > 0 > high.high or high.low > 0 > low.high
+    assert called / 150 <= 0.05
+
+
 @pytest.mark.parametrize("specialised", [np.zeros(20, bool), np.ones(20, bool)])
 def test_no_auroc_of_one_kind(specialised: np.ndarray) -> None:
     assert frequency_auroc(np.linspace(-4, -1, 20), specialised) is None
@@ -149,7 +189,7 @@ def test_decades_by_hand() -> None:
 def features(n: int) -> pd.DataFrame:
     """Features whose calibrated MCC grows with the rate; the rest is noise."""
     generator = np.random.default_rng(0)
-    columns = [*MEASURES.values(), *COVARIATES, "mcc_validation", "design_effect"]
+    columns = [*MEASURES.values(), *COVARIATES, "mcc_validation", "mcc_p", "design_effect"]
     table = pd.DataFrame({name: generator.random(n) for name in columns})
     table["rate"] = 10 ** generator.uniform(-4, -1, n)
     table["rate_validation"] = table["rate"] * generator.uniform(0.9, 1.1, n)
@@ -165,6 +205,18 @@ def test_the_relation_has_all_numbers() -> None:
     expected = found["spec_spearman"].value / (found["spec_reliability"].value * 0.999) ** 0.5
     assert found["spec_spearman_disattenuated"].value == pytest.approx(min(1.0, expected), abs=0.02)
     assert found["spec_partial_spearman"].value == pytest.approx(found["spec_spearman"].value, abs=0.05)
+    assert {f"spec_spearman_entropy_{side}" for side in ("below", "above")} < set(found)
+    table = features(300)
+    assert found["n_specialised"].value == (table["mcc_calibrated"] >= 0.5).sum() >= MIN_SPECIALISED
+    assert found["beyond_chance_fraction"].value == pytest.approx((table["mcc_p"] <= 0.05).mean())
+    assert found["log_rate_sd"].value == pytest.approx(np.log10(table["rate"]).std(ddof=0))
+
+
+def test_few_specialised_features_have_no_auroc() -> None:
+    table = features(300)
+    table["mcc_calibrated"] -= np.sort(table["mcc_calibrated"])[-MIN_SPECIALISED + 1] - 0.5
+    found = relation(table, 0.5, 10, np.random.default_rng(0))
+    assert found["n_specialised"].value == MIN_SPECIALISED - 1 and "auroc_frequency" not in found
 
 
 def test_the_relation_of_no_features_is_empty() -> None:

@@ -23,8 +23,8 @@ from tests.settings import parsed, working_directory, write_params
 PARAMS = """
 train: {seeds: [0, 1]}
 frequency:
-  {n_tokens: 100000, n_null_tokens: 1500, n_shifts: 5, n_resamples: 50, min_firings: 30, n_rarefied: 20,
-   match_cosine: 0.7, specialised: 0.5, seed: 0}
+  {n_tokens: 100000, n_shifts: 19, n_resamples: 50, min_firings: 30, n_rarefied: 20, match_cosine: 0.7,
+   specialised: 0.5, random_decoder: toy, endpoint: entropy_rarefied, least_difference: 0.3, least_arms: 1, seed: 0}
 """
 N_CONCEPTS, D_SAE = 6, 32
 
@@ -91,7 +91,7 @@ def test_the_mcc_is_that_of_the_concept_chosen_on_validation() -> None:
 def test_the_features_that_are_concepts_are_found() -> None:
     table = features(level=1)
     assert (table["best_concept"][1:N_CONCEPTS] == [f"concept_{c}" for c in range(1, N_CONCEPTS)]).all()
-    assert (table["mcc_calibrated"][1:N_CONCEPTS] > 0.5).all()
+    assert (table["mcc_calibrated"][1:N_CONCEPTS] > 0.5).all() and (table["mcc_p"][1:N_CONCEPTS] == 0.05).all()
     assert table["mcc_calibrated"][N_CONCEPTS:].median() < 0.3
 
 
@@ -99,12 +99,30 @@ def test_the_concepts_features_are_stable_across_seeds() -> None:
     table = features()
     assert table["stability"][:N_CONCEPTS].to_numpy() == pytest.approx(np.ones(N_CONCEPTS), abs=1e-5)
     assert (table["stability"][N_CONCEPTS:] < 0.95).all()
+    assert table["stability_matched"][:N_CONCEPTS].to_numpy() == pytest.approx(np.ones(N_CONCEPTS), abs=1e-5)
+    assert (table["stability_matched"] <= table["stability"] + 1e-6).all()
+
+
+def test_the_chance_level_is_that_of_the_same_choice_on_shifted_labels() -> None:
+    own = frequency.settings().frequency
+    inputs = frequency.prepare(own, "toy", [0, 1])
+    sae = load_sae(Path("data/train/toy/seed-0/level-0"))
+    fires = [(sae.encode(part.x()) > 0).numpy() for part in (inputs.validation, inputs.test)]
+    shifted = []
+    for by in zip(*inputs.shifts, strict=True):
+        labels = [np.roll(part.labels, s, axis=0)
+                  for part, s in zip((inputs.validation, inputs.test), by, strict=True)]  # fmt: skip
+        pairs = [[np.corrcoef(f[:, 3], y)[0, 1] for y in own.T] for f, own in zip(fires, labels, strict=True)]
+        shifted.append(pairs[1][int(np.argmax(pairs[0]))])
+    row = features().iloc[3]
+    assert row["mcc_chance"] == pytest.approx(np.mean(shifted))
+    assert row["mcc_p"] == pytest.approx((1 + (np.array(shifted) >= row["mcc"]).sum()) / 20)
 
 
 def test_the_summary_has_the_ladder_and_the_relation() -> None:
     found = summary()
     for rung in ("split_half", "validation", "threshold", "cross_seed", "cross_seed_all", "cross_level_all"):
-        for measure in ("spearman", "icc", "ccc", "dex"):
+        for measure in ("spearman", "icc", "ccc", "dex", "sem"):
             assert f"{rung}_{measure}" in found
     assert {*frequency_names()} <= set(found)
     assert set(found["cross_level_all_icc"]) == {"level-0"}
@@ -114,7 +132,8 @@ def test_the_summary_has_the_ladder_and_the_relation() -> None:
 def frequency_names() -> list[str]:
     """Metrics that other stages read."""
     names = "spec_spearman spec_spearman_f1 spec_spearman_chance spec_spearman_entropy spec_partial_spearman "
-    return (names + "auroc_frequency design_effect_median unresolved_fraction cross_seed_matched_fraction").split()
+    names += "spec_spearman_stability_matched spec_spearman_entropy_below beyond_chance_fraction n_specialised "
+    return (names + "log_rate_sd design_effect_median unresolved_fraction cross_seed_matched_fraction").split()
 
 
 def test_split_half_is_over_documents() -> None:

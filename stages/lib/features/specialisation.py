@@ -7,8 +7,8 @@ Each naive measure has a frequency artefact, and each has its remedy here:
 
       H = -sum_v sum_k P(K = k) (k / n0) ln(k / n0),   K hypergeometric: n0 draws from n of which n_v are marked
 
-- The best F1 with any concept is high by chance for frequent features: MCC instead, calibrated against the highest MCC
-  with shifted labels (`stages.lib.detectors.null`): (S - S0) / (1 - S0).
+- The best F1 with any concept is high by chance for frequent features: MCC instead, calibrated against what the same
+  choice of a concept reaches on shifted labels (`stages.lib.detectors.null.feature_null`): (S - S0) / (1 - S0).
 - The purity P(concept | f > 0) is high for prevalent concepts: (P - p_c) / (1 - p_c).
 - The kurtosis of f with its zeros is about 1 / p: of f given f > 0.
 """

@@ -5,16 +5,21 @@ sensitivity measures choose their own concept by their own score on validation: 
 afterwards would pair frequent features with prevalent concepts.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
-from stages.lib.concepts.labelled import Batch
+from stages.lib.concepts.labelled import Batch, Labelled
 from stages.lib.detectors.counts import Confusion, Table, f1, mcc
 from stages.lib.detectors.coverage import always_on, corrected
 from stages.lib.detectors.firings import encoded_firings, level_of
+from stages.lib.detectors.null import Track
+from stages.lib.features.matching import match
 from stages.lib.features.specialisation import Tally, plugin_entropy, purity, rarefied_entropy
 from stages.lib.run.machine import device
 from stages.lib.sae.saved import SAE, Encoder
@@ -62,6 +67,34 @@ class FiringCounts:
         return self._test.table()
 
 
+def track(counts: FiringCounts, part: Labelled, batch: int) -> Track:
+    """Where the features fire on a part with the labels of its tokens, encoded `batch` tokens at a time; no levels."""
+    rows, features = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    first = 0
+    for some in part.batches(batch):
+        found = encoded_firings(counts.encode, some.x)
+        rows.append(found.row + np.int32(first))
+        features.append(found.feature)
+        first += len(some.tokens)
+    row, feature = np.concatenate(rows), np.concatenate(features)
+    return Track(row, feature, np.zeros(len(row), np.uint8), part.labels, counts.sae.d_sae)
+
+
+def matched_cosine(
+    own: Float[Tensor, "d_sae d_in"], others: Sequence[Float[Tensor, "other d_in"]]
+) -> Float[np.ndarray, " d_sae"]:
+    """The cosine of each feature with its one-to-one match in each other SAE, mean over those; NaN without others.
+
+    Features that are left over without a match count as NaN there.
+    """
+    total = np.full((max(len(others), 1), len(own)), np.nan)
+    for row, other in zip(total, others, strict=False):
+        pairs = match(own.cpu(), other.cpu())
+        row[pairs.left] = pairs.cosines
+    mean: npt.NDArray[np.float64] = total.mean(0)
+    return mean
+
+
 def _chosen(
     validation: Float[np.ndarray, "feature concept"], test: Float[np.ndarray, "feature concept"]
 ) -> Float[np.ndarray, " feature"]:
@@ -72,7 +105,7 @@ def _chosen(
 
 def feature_table(
     counts: FiringCounts,
-    chance: Float[np.ndarray, " feature"],
+    null: Float[np.ndarray, "shift feature"],
     n_tokens: Int[np.ndarray, " document"],
     resamples: Int[np.ndarray, "resample document"],
     concepts: list[str],
@@ -82,7 +115,7 @@ def feature_table(
 
     Args:
         counts: both splits, counted.
-        chance: the feature's highest MCC with shifted labels, mean over shifts.
+        null: the MCC that the same choice of a concept reaches on shifted labels.
         n_tokens: test tokens of each document.
         resamples: for the error of the rates.
         concepts: the names of the columns of the labels.
@@ -100,6 +133,7 @@ def feature_table(
     own_mcc, own_f1, own_cc, own_purity = map(_chosen, chosen_by, measured)
     error = rates(counts.by_document, n_tokens, resamples)
     fires = counts.tally.n_firings > 0
+    chance = null.mean(0)
     return pd.DataFrame(
         {
             "feature": np.arange(len(fires)),
@@ -118,6 +152,8 @@ def feature_table(
             "mcc": own_mcc,
             "mcc_chance": chance,
             "mcc_calibrated": corrected(own_mcc, chance),
+            # (1 + #{null >= observed}) / (1 + shifts): Phipson and Smyth 2010, arXiv 1603.05766.
+            "mcc_p": (1 + (null >= own_mcc).sum(0)) / (1 + len(null)),
             "f1": own_f1,
             "cc_f1": own_cc,
             "purity": own_purity,
