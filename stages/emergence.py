@@ -2,11 +2,12 @@
 
 in: data/train/<arm>, data/activations, data/tokens, data/concepts    out: data/emergence/<arm>, reports/emergence
 
-On the checkpoints of the followed level: directions of features against their last and first ones, births and deaths
-(`stages.lib.emergence.trajectories`); F1 of every concept at every checkpoint (`stages.lib.emergence.curves`) and the
-time of its persistent half-rise, with the agreement of seeds about the order (`stages.lib.emergence.times`).
-Correlations of that time with properties of the concepts (`stages.lib.emergence.drivers`) are observations on few
-concepts and license no "drives".
+On the checkpoints of the followed level, all at the same L0: directions of features against their last and first ones
+and against those of another seed, births and deaths (`stages.lib.emergence.trajectories`), times of events that lie
+between checkpoints (`stages.lib.emergence.censoring`); F1 of every concept at every checkpoint
+(`stages.lib.emergence.curves`) and the time of its persistent half-rise, with the agreement of seeds about the order
+(`stages.lib.emergence.times`). Relations of that order with properties of the concepts (`stages.lib.emergence.order`)
+are observations and license no "drives".
 """
 
 from collections.abc import Iterable
@@ -21,17 +22,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from stages.lib.activations.store import open_store
 from stages.lib.concepts.labelled import Labelled, frequent_concepts, read_labelled, with_concepts
 from stages.lib.concepts.labels import Concept, read_concepts
-from stages.lib.emergence import drivers, summary_rows
-from stages.lib.emergence.checkpoints import (
-    Followed,
-    checkpoint_table,
-    checkpoints,
-    concept_table,
-    feature_table,
-    follow,
-)
+from stages.lib.emergence import concept_times, drivers, summary_rows
+from stages.lib.emergence.checkpoints import Followed, checkpoints, follow
 from stages.lib.emergence.curves import Sample, draw_shifts, make_sample
+from stages.lib.emergence.families import families, label_correlation
+from stages.lib.emergence.order_rows import Numbers, order_rows
 from stages.lib.emergence.summary_rows import Thresholds
+from stages.lib.emergence.tables import checkpoint_table, concept_table, feature_table
 from stages.lib.io import params
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
@@ -60,15 +57,18 @@ class EmergenceParams(params.Params):
     min_firings: PositiveInt
     """A feature with fewer firings on the validation tokens is not alive."""
     settled_cosine: Cosine
-    lazy_cosine: Cosine
+    l0_tolerance: Annotated[float, Field(gt=0)]
+    """Relative difference in L0 to the last checkpoint above which a checkpoint counts as one of another sparsity."""
     min_final: Cosine
     """Chance-corrected F1 at the end below which a concept has not emerged."""
     n_shifts: PositiveInt
     """Circular shifts behind the chance level."""
     n_permutations: PositiveInt
-    """Permutations behind the p of Kendall's W."""
-    n_resamples: PositiveInt
-    """Resamples of concepts behind the intervals of the correlations."""
+    """Permutations behind the p of Kendall's W and of the joint model."""
+    drivers: list[str]
+    """Properties of concepts in the joint model of the order of emergence (`stages.lib.emergence.drivers`)."""
+    family_phi: Cosine
+    """Mean correlation of labels from which concepts are one family."""
     seed: NonNegativeInt
 
 
@@ -80,8 +80,14 @@ class Settings(NamedTuple):
 
 
 def settings() -> Settings:
-    """The stage's settings, checked."""
-    return Settings(params.read("emergence", EmergenceParams), params.read("train.seeds", list[int]))
+    """The stage's settings, checked.
+
+    Raises:
+        UserError: if a driver is unknown.
+    """
+    own = params.read("emergence", EmergenceParams)
+    drivers.check_predictors(own.drivers)
+    return Settings(own, params.read("train.seeds", list[int]))
 
 
 class Inputs(NamedTuple):
@@ -146,14 +152,15 @@ def tables(own: EmergenceParams, inputs: Inputs, followed: list[Followed]) -> di
     """What is written in full, the seeds one below the other."""
     names = [concept.name for concept in inputs.concepts]
     by_concept = drivers.properties(inputs.concepts, inputs.parts, inputs.samples["fit"])
-    times = _stacked(summary_rows.time_table(one, names, own.min_final) for one in followed)
+    by_concept["family"] = families(label_correlation(inputs.samples["fit"].labels), own.family_phi)
+    times = _stacked(concept_times.time_table(one, names, own.min_final) for one in followed)
     return {
-        "trajectories": _stacked(feature_table(one, names, own.min_firings) for one in followed),
+        "trajectories": _stacked(feature_table(one, followed, names, own.min_firings) for one in followed),
         "concepts": _stacked(concept_table(one, names) for one in followed),
-        "checkpoints": _stacked(checkpoint_table(one, own.min_firings) for one in followed),
+        "checkpoints": _stacked(checkpoint_table(one, own.min_firings, own.settled_cosine) for one in followed),
         "emergence": times,
-        "drivers": summary_rows.mean_times(times, by_concept),
-        "survival": summary_rows.survival_table(times, by_concept),
+        "drivers": concept_times.mean_times(times, by_concept),
+        "survival": concept_times.survival_table(times, by_concept),
     }
 
 
@@ -163,13 +170,13 @@ def _stacked(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 def summarise(own: EmergenceParams, followed: list[Followed], found: dict[str, pd.DataFrame]) -> list[Row]:
     """The few numbers of each SAE, and of all seeds together."""
-    thresholds = Thresholds(own.min_firings, own.settled_cosine, own.lazy_cosine, own.min_final)
+    thresholds = Thresholds(own.min_firings, own.settled_cosine, own.min_final, own.l0_tolerance)
     by_checkpoint, times, generator = found["checkpoints"], found["emergence"], numpy_generator(own.seed, "order")
+    tests = Numbers(own.drivers, own.n_permutations)
     return [
         *(row for one in followed for row in summary_rows.seed_rows(one, followed, by_checkpoint, times, thresholds)),
-        *summary_rows.order_rows(
-            followed[0].member, times, found["drivers"], own.n_permutations, own.n_resamples, generator
-        ),
+        *summary_rows.time_rows(followed, times, thresholds),
+        *order_rows(followed[0].member, times, found["drivers"], tests, generator),
     ]
 
 

@@ -1,16 +1,19 @@
 """What may drive the order of emergence, by hand and against SciPy."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from stages.lib.emergence import drivers
+from stages.lib.io.errors import UserError
 
 
 def test_contrast_by_hand() -> None:
     x = np.array([[1.0, 0], [3, 0], [0, 1], [0, -1]])
     got = drivers.contrast(x, np.array([[True], [True], [False], [False]]))
     # delta = (2, 0); p (1 - p) 4 = 1; within variance along it: (1 + 1 + 0 + 0) / 4.
+    assert got.magnitude == pytest.approx([2.0])
     assert got.variance_share == pytest.approx([1.0])
     assert got.separability == pytest.approx([4 / 0.5])
 
@@ -30,12 +33,14 @@ def test_lexicality_of_a_token_and_of_chance() -> None:
     assert got[1] == pytest.approx(2 / 3)  # all tokens, half of them positive
 
 
-def test_correlation_agrees_with_scipy() -> None:
-    generator = np.random.default_rng(0)
-    a, b = generator.normal(size=30), generator.normal(size=30)
-    got = drivers.correlation(a, a + b, 500, generator)
-    assert got is not None and got.interval is not None
-    assert got.value == pytest.approx(stats.spearmanr(a, a + b).statistic)
-    assert got.interval.low < got.value < got.interval.high
-    assert drivers.correlation(a[:3], b[:3], 10, generator) is None
-    assert drivers.correlation(np.ones(9), b[:9], 10, generator) is None
+def test_predictors_are_columns_or_their_logarithms() -> None:
+    table = pd.DataFrame({"prevalence": [1.0, np.e], "lexicality": [0.5, 0.0]})
+    assert drivers.predictors(table, ["log_prevalence", "lexicality"]) == pytest.approx(np.array([[0, 0.5], [1, 0]]))
+
+
+def test_unknown_predictors_are_refused() -> None:
+    drivers.check_predictors(["log_prevalence", "redundancy"])
+    with pytest.raises(UserError, match=r"emergence\.drivers has 'log_prevalance'.*did you mean 'log_prevalence'"):
+        drivers.check_predictors(["log_prevalance"])
+    with pytest.raises(UserError, match=r"emergence\.drivers is empty"):
+        drivers.check_predictors([])

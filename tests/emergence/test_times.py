@@ -24,6 +24,10 @@ def test_half_rise_is_persistent() -> None:
     np.testing.assert_array_equal(e.first_passage(curves, 0.2), [1, 4, 0, nan])
 
 
+def test_censored_concepts_share_the_last_place() -> None:
+    assert e.mean_rank(np.array([[5.0, nan, 2.0, nan], [1.0, 3.0, 2.0, nan]])).tolist() == [1.5, 3.25, 1.5, 3.75]
+
+
 def test_the_minimum_itself_emerges() -> None:
     np.testing.assert_array_equal(e.half_rise(columns([0.0, 0.2]), 0.2), [1])
 

@@ -40,17 +40,39 @@ def test_step_0_has_no_speed() -> None:
         t.angular_speed(turning(0, 90), np.array([0, 1]))
 
 
-def test_settling_is_the_last_passage() -> None:
-    cos_final = np.array([[0.95, 0.1, 0.95], [0.95, 0.95, 0.95], [0.2, 0.95, 0.95], [1.0, 1.0, 1.0]])
-    assert t.settling_index(cos_final[:, [0, 1, 2]], 0.9).tolist() == [3, 1, 0]
+def unit_rows(n: int, d_in: int, generator: np.random.Generator) -> np.ndarray:
+    rows = generator.normal(size=(n, d_in))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def test_one_checkpoint_is_settled() -> None:
-    assert t.settling_index(np.ones((1, 3)), 0.9).tolist() == [0, 0, 0]
+def test_own_start_rank_by_hand() -> None:
+    start = np.array([[1.0, 0], [0, 1], [-1, 0]])
+    end = np.array([[0.8, 0.6], [1.0, 0], [0.6, 0.8]])
+    # The first is nearest its own; the second is nearer to one other start; the third to both others.
+    assert t.own_start_rank(start, end).tolist() == [0, 1, 2]
 
 
-def test_lazy_fraction() -> None:
-    assert t.lazy_fraction(np.array([0.9, 0.8, 0.1, 0.85]), 0.8) == 0.5
+def test_forgotten_starts_are_recognised_as_often_as_chance() -> None:
+    generator, n = np.random.default_rng(0), 64
+    found = [
+        (t.own_start_rank(unit_rows(n, 24, generator), unit_rows(n, 24, generator)) == 0).sum() for _ in range(400)
+    ]
+    assert np.mean(found) == pytest.approx(1, abs=0.16)  # n features at 1 / n; 3 standard errors
+
+
+def test_starts_that_left_a_trace_are_recognised() -> None:
+    generator, n = np.random.default_rng(1), 512
+    start, new = unit_rows(n, 192, generator), unit_rows(n, 192, generator)
+    end = new + 0.3 * start  # cosine about 0.29: far from 0.8, and yet
+    end /= np.linalg.norm(end, axis=1, keepdims=True)
+    assert np.median(t.cosine_to(end[None], start)) < 0.32
+    assert (t.own_start_rank(start, end) == 0).mean() > 0.7
+
+
+def test_relative_movement() -> None:
+    start = np.array([[1.0, 0], [0, 1]])
+    assert t.relative_movement(start, start) == 0
+    assert t.relative_movement(start, start[::-1]) == pytest.approx(np.sqrt(2))
 
 
 def test_births_and_deaths() -> None:

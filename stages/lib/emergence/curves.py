@@ -15,7 +15,7 @@ from stages.lib.detectors.counts import Choice, Confusion, Table, f1, mcc
 from stages.lib.detectors.coverage import chance_level
 from stages.lib.detectors.firings import Firings, encoded_firings, joined, largest, level_of, listed
 from stages.lib.detectors.label_sums import Members, Words, detector_counts, in_words, members
-from stages.lib.detectors.null import Track, concept_null, offsets, record
+from stages.lib.detectors.null import Track, concept_null, offsets
 from stages.lib.sae.saved import SAE, Encoder
 
 BLOCK = 2048
@@ -123,8 +123,10 @@ class Scores(NamedTuple):
     l0: float
 
 
-def score(sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.ndarray, " d_sae"]) -> Scores:
-    """F1 of the chosen detectors, FVU and L0.
+def score(
+    sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.ndarray, " d_sae"]
+) -> tuple[Scores, Track]:
+    """F1 of the chosen detectors, FVU and L0; and the firings that they are from.
 
     `FVU = sum ||x - x_hat||^2 / sum ||x - mean x||^2` over the sample; errors are added up in float64.
     """
@@ -137,18 +139,19 @@ def score(sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.nda
         parts.append(part._replace(row=part.row + np.int32(start)))
     fired = joined(parts)
     order = members(np.arange(len(fired.row)), fired.feature, sae.d_sae)
-    level = level_of(fired.activation, maximum[fired.feature])[order.row]
+    level_by_firing = level_of(fired.activation, maximum[fired.feature])
+    level = level_by_firing[order.row]
     keys, labels = Members(order.first, fired.row[order.row]), sample.words
     positives = sample.labels.sum(axis=0)
     counts = [detector_counts(choice.feature, choice.level, keys, level, labels) for choice in choices]
     scores = [f1(both, n_fired, positives) for both, n_fired in counts]
-    return Scores(scores, error / sample.variation, len(fired.row) / len(sample.x))
+    track = Track(fired.row, fired.feature, level_by_firing, sample.labels, sae.d_sae)
+    return Scores(scores, error / sample.variation, len(fired.row) / len(sample.x)), track
 
 
-def chance_f1(sae: SAE, selection: Selection, test: Sample, shifts: Shifts) -> Float[np.ndarray, " concept"]:
+def chance_f1(validation: Track, test: Track, shifts: Shifts) -> Float[np.ndarray, " concept"]:
     """F0 of each concept on the test tokens (`stages.lib.detectors.coverage`): the selection, on shifted labels."""
-    track = record(Encoder(sae), test.x, selection.maximum, test.labels)
-    null = concept_null(selection.track, track, shifts.validation, shifts.test)
+    null = concept_null(validation, test, shifts.validation, shifts.test)
     return chance_level(test.labels.mean(axis=0), null)
 
 
@@ -166,7 +169,9 @@ class Churn(NamedTuple):
 def churn(before: tuple[Half, Half], after: tuple[Half, Half], min_firings: int) -> Churn | None:
     """How many best concepts change between checkpoints, beside how many change between halves of one checkpoint.
 
-    Both compare different halves, so both contain the same noise, and the difference is change.
+    Both compare different halves, so both contain the same noise. With A and B the chance that two halves agree about
+    a feature whose concept did not and did change, and r the share of features whose concept did, `observed - null` is
+    r (A - B) on average: 0 where nothing changes.
     """
     enough = np.all([half.n_firings >= min_firings for half in (*before, *after)], axis=0)
     if not enough.any():

@@ -3,10 +3,15 @@
 On normalised activations (their total variance is 1), labels y and prevalence p, with mu_1 and mu_0 the
 means of tokens with and without the concept and delta their difference:
 
+    magnitude        ||delta||                            how far the concept moves the activation
     variance share   eta = p (1 - p) ||delta||^2          the share of the FVU that telling the concept explains
     separability     J = ||delta||^2 / Var_within(x . delta / ||delta||)         what one direction can see
     redundancy       max |phi(c, c')| over more prevalent concepts c'
     lexicality       F1 of the best list of tokens
+
+The variance share is prevalence and magnitude in one, and separability is nearly magnitude again: with them in one
+model, none of their effects could be told (variance inflation above 5). Which properties enter the model is declared in
+`params.yaml`, before any result; the others are described one by one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,22 +28,25 @@ from stages.lib.concepts.labels import Concept
 from stages.lib.detectors.counts import f1
 from stages.lib.detectors.probes import accepted_ids, lookup
 from stages.lib.emergence.curves import Sample
-from stages.lib.stats.correlation import mean_ranks, spearman
-from stages.lib.stats.intervals import Interval, percentile_interval
+from stages.lib.io.errors import UserError, nearest
 
 BLOCK = 8192
 """Tokens projected at a time."""
+PROPERTIES = ("prevalence", "magnitude", "variance_share", "separability", "lexicality", "redundancy")
+PREDICTORS = (*PROPERTIES, *(f"log_{name}" for name in PROPERTIES[:4]))
+"""What the joint model can take; those that are spread over decades also as logarithms."""
 
 
 class Contrast(NamedTuple):
     """How the activations differ between tokens with and without each concept, [concept]."""
 
+    magnitude: np.ndarray
     variance_share: np.ndarray
     separability: np.ndarray
 
 
 def contrast(x: Float[np.ndarray, "token d_in"], labels: Bool[np.ndarray, "token concept"]) -> Contrast:
-    """Variance share and separability of each concept; every concept needs tokens with it and without."""
+    """Magnitude, variance share and separability of each concept; every concept needs tokens with it and without."""
     blocks = range(0, len(x), BLOCK)
     pairs = ((torch.from_numpy(x[start : start + BLOCK]), labels[start : start + BLOCK]) for start in blocks)
     delta = mean_differences(pairs).numpy()
@@ -54,7 +62,7 @@ def contrast(x: Float[np.ndarray, "token d_in"], labels: Bool[np.ndarray, "token
     # Sum of squares within the two groups: all squares less those of the group means.
     within = squares - with_projection**2 / n_with - (sums - with_projection) ** 2 / (n - n_with)
     prevalence = n_with / n
-    return Contrast(prevalence * (1 - prevalence) * power, power / (within / n))
+    return Contrast(np.sqrt(power), prevalence * (1 - prevalence) * power, power / (within / n))
 
 
 def redundancy(labels: Bool[np.ndarray, "token concept"]) -> Float[np.ndarray, " concept"]:
@@ -99,6 +107,7 @@ def properties(concepts: Sequence[Concept], parts: Mapping[str, Labelled], fit: 
         "concept": [concept.name for concept in concepts],
         "kind": [concept.kind for concept in concepts],
         "prevalence": fit.labels.mean(axis=0),
+        "magnitude": apart.magnitude,
         "variance_share": apart.variance_share,
         "separability": apart.separability,
         "lexicality": lexicality(ids["fit"], ids["validation"], ids["test"], d_vocab),
@@ -106,26 +115,25 @@ def properties(concepts: Sequence[Concept], parts: Mapping[str, Labelled], fit: 
     })  # fmt: skip
 
 
-class Correlation(NamedTuple):
-    """Spearman's correlation of a driver with the time of emergence."""
+def check_predictors(names: Sequence[str]) -> None:
+    """Refuse predictors that are not measured.
 
-    value: float
-    interval: Interval | None
-    """95 %, resampling concepts: they are the unit, not concepts x seeds."""
+    Raises:
+        UserError: naming the first that is unknown, or that there is none.
+    """
+    if not names:
+        raise UserError("params.yaml: emergence.drivers is empty; name at least one property of concepts")
+    for name in names:
+        if name not in PREDICTORS:
+            raise UserError(
+                f"params.yaml: emergence.drivers has {name!r}, which is none of {', '.join(PREDICTORS)}"
+                f"{nearest(name, [*PREDICTORS])}"
+            )
 
 
-def correlation(
-    driver: Float[np.ndarray, " concept"],
-    time: Float[np.ndarray, " concept"],
-    n_resamples: int,
-    generator: np.random.Generator,
-) -> Correlation | None:
-    """The rank correlation, or None for fewer than 4 concepts or without variation."""
-    value = spearman(driver, time) if len(time) >= 4 else None
-    if value is None:
-        return None
-    rows = generator.integers(len(time), size=(n_resamples, len(time)))
-    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (mean_ranks(one[rows]) for one in (driver, time)))
-    power = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    varied = power > 0  # a resample of one concept only has no correlation
-    return Correlation(value, percentile_interval(((a * b).sum(axis=1)[varied] / power[varied]).tolist()))
+def predictors(by_concept: pd.DataFrame, names: Sequence[str]) -> Float[np.ndarray, "concept predictor"]:
+    """The columns of the joint model; `log_<property>` is the natural logarithm of a property."""
+    columns = [
+        np.log(by_concept[name.removeprefix("log_")]) if name.startswith("log_") else by_concept[name] for name in names
+    ]
+    return np.stack([column.to_numpy(dtype=np.float64) for column in columns], axis=1)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from stages.lib.emergence.censoring import persistent
 from stages.lib.stats.correlation import mean_ranks
 
 
@@ -18,9 +19,7 @@ def half_rise(curves: Float[np.ndarray, "step concept"], minimum: float) -> Floa
     Persistent: a curve that rises, falls back and rises again is dated at the second rise. NaN, that is censored at
     the last checkpoint, if the final value is below `minimum`: half of noise is noise.
     """
-    low = curves < curves[-1] / 2
-    last_low = len(low) - 1 - np.argmax(low[::-1], axis=0)
-    index = np.where(low.any(axis=0), last_low + 1, 0).astype(np.float64)
+    index = persistent(curves >= curves[-1] / 2).astype(np.float64)
     return np.where(curves[-1] >= minimum, index, np.nan)
 
 
@@ -28,6 +27,16 @@ def first_passage(curves: Float[np.ndarray, "step concept"], minimum: float) -> 
     """As `half_rise`, but the first checkpoint that reaches half of the final value, whatever comes after it."""
     index = np.argmax(curves >= curves[-1] / 2, axis=0).astype(np.float64)
     return np.where(curves[-1] >= minimum, index, np.nan)
+
+
+def mean_rank(times: Float[np.ndarray, "seed concept"]) -> Float[np.ndarray, " concept"]:
+    """Each concept's rank in the order of emergence, on average over seeds; NaN is a time beyond the end.
+
+    Every concept is observed to the same last step, so one that is censored comes after all that emerged and shares
+    the last place with the other censored ones: no concept is left out, and nothing is assumed about when it would
+    have emerged.
+    """
+    return np.asarray(mean_ranks(np.where(np.isnan(times), np.inf, times)).mean(axis=0))
 
 
 class Sharpness(NamedTuple):

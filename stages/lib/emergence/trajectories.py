@@ -41,25 +41,26 @@ def angular_speed(
     return np.asarray(angles(directions[:-1], directions[1:]) / np.log(steps[1:] / steps[:-1])[:, None])
 
 
-def settling_index(cos_final: Float[np.ndarray, "step d_sae"], threshold: float) -> Int[np.ndarray, " d_sae"]:
-    """The first checkpoint from which on a feature stays within `threshold` of its final direction.
+def own_start_rank(
+    start: Float[np.ndarray, "d_sae d_in"], end: Float[np.ndarray, "d_sae d_in"]
+) -> Int[np.ndarray, " d_sae"]:
+    """How many starts are more like a feature's end than its own start is; 0 says that the start is recognised.
 
-    `min{t: c(t') >= threshold for all t' >= t}` (last passage). Index 0 is left-censored: it was there
-    from the start.
+    Both of unit length. If training left no trace of the start, each of the d_sae starts is as likely to be the most
+    similar, so that the share of zeros is 1 / d_sae: own start and others are compared on equal terms, which the cosine
+    with the own start and the best of all others are not.
     """
-    below = cos_final[:-1] < threshold  # the last checkpoint is the reference itself
-    if not len(below):
-        return np.zeros(cos_final.shape[1], dtype=np.int64)
-    last_below = len(below) - 1 - np.argmax(below[::-1], axis=0)
-    return np.where(below.any(axis=0), last_below + 1, 0)
+    cosine = end.astype(np.float64) @ start.astype(np.float64).T
+    return np.asarray((cosine > np.diagonal(cosine)[:, None]).sum(axis=1))
 
 
-def lazy_fraction(cos_initial: Float[np.ndarray, " d_sae"], threshold: float) -> float:
-    """The share of features that end within `threshold` of their random start: the SAE barely moved them.
+def relative_movement(start: Float[np.ndarray, "d_sae d_in"], end: Float[np.ndarray, "d_sae d_in"]) -> float:
+    """`||W_T - W_0|| / ||W_0||`: 0 is unmoved, sqrt(2) as far as a start of another seed (unit rows).
 
-    Lazy training as in Korznikov et al. 2026 (soft-frozen dictionaries keep a cosine of 0.8 with theirs).
+    The relative change by which lazy training is told (Chizat, Oyallon & Bach 2019, arXiv 1812.07956, section 2).
     """
-    return float((cos_initial > threshold).mean())
+    a, b = start.astype(np.float64), end.astype(np.float64)
+    return float(np.linalg.norm(b - a) / np.linalg.norm(a))
 
 
 def births(alive: Bool[np.ndarray, "step d_sae"]) -> Bool[np.ndarray, "interval d_sae"]:
