@@ -4,8 +4,9 @@ in: reports/*/<arm>.json, reports/{compare,embed}, data/{compare,frequency,emerg
     and for what is shown of single features data/{train,activations,tokens,concepts,corpus,model}
 out: reports/report.html (self-contained), reports/report.md, reports/figures/*.png, reports/metrics.json
 
-Draws and words only: every number was computed by an analysis. Text is in `stages.lib.report.answers`, drawing in
-`stages.lib.report.figures` and `stages.lib.report.draw`, layout in `stages.lib.report.page`.
+Draws and words only: every number was computed by an analysis. What stands on the page is in
+`stages.lib.report.sections`, text in `stages.lib.report.answers`, drawing in `stages.lib.report.figures` and
+`stages.lib.report.draw`, layout in `stages.lib.report.page`.
 """
 
 import os
@@ -14,39 +15,23 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 from pydantic import PositiveInt
 
 from stages.lib.io.errors import UserError, nearest
 from stages.lib.io.files import atomic, read_json, write_json, write_text
 from stages.lib.io.params import Params, read, value
 from stages.lib.io.summary import read_summaries
-from stages.lib.io.tables import read_parquet
-from stages.lib.report.answers import (
-    activation_functions,
-    emergence,
-    frequency,
-    interpretability,
-    setting,
-    structure,
-    training,
-)
-from stages.lib.report.close_up import Size, map_of_features, nearest_features, single_features, tables
-from stages.lib.report.figures import activation_functions as first_figures
-from stages.lib.report.figures import emergence as second_figures
-from stages.lib.report.figures import frequency as third_figures
-from stages.lib.report.figures import interpretability as fifth_figures
-from stages.lib.report.figures import structure as structure_figures
-from stages.lib.report.figures import training as fourth_figures
-from stages.lib.report.page import Block, Figure, Section, to_html, to_markdown
+from stages.lib.report.close_up import Size
+from stages.lib.report.page import Figure, Section, to_html, to_markdown
 from stages.lib.report.results import Results
+from stages.lib.report.sections import sections
 from stages.lib.run.log import Log
 from stages.lib.run.start import run
 from stages.lib.stats.equal_l0 import middle
 
-DATA, REPORTS = Path("data"), Path("reports")
+REPORTS = Path("reports")
 ANALYSES = ("evaluate", "frequency", "emergence", "attribution", "interpret")
-TABLES = ("matched", "differences", "missing", "variance", "agreement")
+TABLES = ("matched", "differences", "contrasts", "missing", "variance", "agreement", "frequency")
 TITLE = "What sparse autoencoders learn, and why"
 
 
@@ -75,6 +60,10 @@ class Settings(NamedTuple):
     reference: str
     targets: list[float]
     metrics: list[str]
+    more_seeds: list[int]
+    endpoints: dict[str, float]
+    ends: dict[str, float]
+    """What ends or begins in training, as shares of the steps."""
 
 
 def settings() -> Settings:
@@ -93,65 +82,27 @@ def settings() -> Settings:
                 f"params.yaml: report.headline has {name!r}, which is not in compare.metrics{nearest(name, metrics)}"
             )
     return Settings(own, arms, read("train.seeds", list[int]), read("compare.controls", list[str]),
-                    read("compare.reference", str), read("compare.l0", list[float]), metrics)  # fmt: skip
+                    read("compare.reference", str), read("compare.l0", list[float]), metrics,
+                    read("train.more_seeds", list[int]), read("compare.endpoints", dict[str, float]),
+                    ends())  # fmt: skip
 
 
 def read_results(found: Settings) -> Results:
     """All numbers that the text is made from."""
+    seeds = [*found.seeds, *found.more_seeds]
     return Results(
         arms=found.arms, controls=found.controls, reference=found.reference, seeds=found.seeds,
         targets=sorted(found.targets), l0=middle(found.targets),
         compare={name: read_json(REPORTS / "compare" / f"{name}.json") for name in TABLES},
-        rows={name: (rows := read_summaries(name, found.arms))[rows["seed"].isin(found.seeds)] for name in ANALYSES},
+        rows={name: (rows := read_summaries(name, found.arms))[rows["seed"].isin(seeds)] for name in ANALYSES},
+        more_seeds=found.more_seeds, endpoints=found.endpoints,
     )  # fmt: skip
 
 
-def sections(results: Results, own: ReportParams) -> list[Section]:
-    """The page: what it rests on, the five questions, single features."""
-    compared = {name: pd.read_csv(REPORTS / "compare" / f"{name}.csv") for name in ("frontier", "curves")}
-    features = nearest_features(results, tables(results, "frequency", "features"))
-    evolving, checkpoints = (tables(results, "emergence", name) for name in ("trajectories", "checkpoints"))
-    facts = (read_json(DATA / name / f"{file}.json") for name, file in
-             (("model", "model"), ("corpus", "corpus"), ("tokens", "tokens")))  # fmt: skip
-    coverage = fifth_figures.coverage(
-        results, [(name, interpretability.METRICS[name]) for name in ("cc_coverage", "cc_coverage_contextual")]
-    )
-    size = Size(own.n_features, own.n_contexts, own.n_tokens)
-    question_5: list[Block] = [
-        *illustrated(interpretability.interpretability(results), coverage),
-        *illustrated(
-            structure.clusters(results, read_json(REPORTS / "embed" / "clusters.json")),
-            map_of_features(results, own.arm),
-        ),
-        *illustrated(
-            structure.attribution(results),
-            structure_figures.attribution(results, tables(results, "attribution", "nodes")),
-        ),
-    ]
-    return [
-        Section("1. How do activation functions affect feature learning?", [
-            *illustrated(activation_functions.fidelity(results), first_figures.frontiers(results, compared["frontier"])),
-            first_figures.agreement(results, read_parquet(DATA / "compare" / "shared.parquet")),
-            first_figures.training_curves(results, compared["curves"]),
-        ]),
-        Section("2. What drives the emergence of concepts?", illustrated(
-            emergence.drivers(results), second_figures.emergence(results, tables(results, "emergence", "concepts")),
-        )),
-        Section("3. Is the firing frequency a reliable sign of specialisation?", illustrated(
-            frequency.frequency(results), third_figures.rates(results, features),
-        )),
-        Section("4. Can the behaviour of features during training be quantified and seen?", illustrated(
-            training.training(results), fourth_figures.trajectories(results, evolving, checkpoints),
-        )),
-        Section("5. How do sparsity mechanisms affect interpretability?", question_5),
-        Section("Features up close", single_features(results, own.arm, size, features)),
-        Section("What the results rest on", setting.setting(*facts)),
-    ]  # fmt: skip
-
-
-def illustrated(blocks: list[Block], figure: Figure) -> list[Block]:
-    """The blocks with the figure after the first, which is the answer."""
-    return [*blocks[:1], figure, *blocks[1:]]
+def ends() -> dict[str, float]:
+    """What ends or begins in training, as shares of the steps."""
+    warm_up, sparsity, decay = (read(f"train.{name}", float) for name in ("lr_warm_up", "sparsity_warm_up", "lr_decay"))
+    return {"lr warm-up ends": warm_up, "sparsity warm-up ends": sparsity, "lr decay begins": 1 - decay}
 
 
 def headline(results: Results, metrics: list[str]) -> dict[str, dict[str, float]]:
@@ -172,16 +123,18 @@ def summary_box(results: Results) -> list[str]:
     ]
     lines = [f"{'arm':{width}}  {'FVU':>6}  {'L0':>6}  {'dead':>6}", *rows]
     side = "─" * (max(map(len, lines)) + 2)
-    title = f"level nearest L0 {results.l0:g}, test documents, mean of {len(results.seeds)} seeds; reports/report.html"
+    title = f"level nearest L0 {results.l0:g}, test documents, mean over seeds; reports/report.html"
     return [f"┌{side}┐", *(f"│ {line:{len(side) - 2}} │" for line in lines), f"└{side}┘ {title}"]
 
 
 def write_page(results: Results, found: list[Section]) -> None:
     """Write the page, its Markdown twin and the figures."""
+    more = f" and {len(results.more_seeds)} more at its headline level" if results.more_seeds else ""
     lead = (
         f"{len(results.arms)} arms ({', '.join(f'`{arm}`' for arm in results.arms)}), of which "
-        f"{len(results.controls)} are controls; {len(results.seeds)} SAE seeds; one language model. Arms are compared "
-        f"at equal L0 (active features per token). Intervals: {results.over}, unless said otherwise."
+        f"{len(results.controls)} are controls; {len(results.seeds)} SAE seeds of each{more}; one language model. Arms "
+        f"are compared at equal L0 (active features per token), {results.l0:g} if no other is named. What each answer "
+        f"rests on was declared in `params.yaml` before the run. Intervals: {results.over}, unless said otherwise."
     )
     kept = {
         f"{block.name}.png": block.png for section in found for block in section.blocks if isinstance(block, Figure)
@@ -198,7 +151,9 @@ def main() -> None:
     found = settings()
     results = read_results(found)
     with Log("report", unit="figure") as log:
-        write_page(results, sections(results, found.report))
+        own = found.report
+        shown = sections(results, own.arm, Size(own.n_features, own.n_contexts, own.n_tokens), found.ends)
+        write_page(results, shown)
         write_json(REPORTS / "metrics.json", headline(results, found.report.headline))
         log.say("\n".join(summary_box(results)))
         if os.environ.get("WANDB_MODE", "disabled") in ("online", "offline"):

@@ -36,8 +36,8 @@ compare:
   l0: [4, 8, 16]
   reference: topk
   controls: [frozen_decoder, untrained]
-  metrics: [fvu, delta_ce, cc_coverage]
-  endpoints: {fvu: 0.02, cc_coverage: 0.1}
+  metrics: [fvu, delta_ce, cc_coverage, cc_beyond_ngrams]
+  endpoints: {fvu: 0.02, cc_beyond_ngrams: 0.1}
   l0_type: [relu, topk]
   alike: 0.95
   n_permutations: 99
@@ -74,21 +74,52 @@ def write_summaries() -> None:
                          "delta_ce": value * 0.8, "dead_fraction": 0.02 * number,
                          "fvu_unigram": 0.8, "fvu_pca": 0.9, "relative_bias": 1 - 0.1 * (arm == "relu")}  # fmt: skip
                 rows["evaluate"] += [Row(level, seed, name, v, n=1000) for name, v in facts.items()]
+                rows["evaluate"] += losses(level, seed, value, arm)
                 rows["interpret"] += [
-                    Row(level, seed, "cc_coverage", 0.3 - 0.05 * number + 0.01 * level + 0.003 * seed)
+                    Row(level, seed, "cc_coverage", 0.3 - 0.05 * number + 0.01 * level + 0.003 * seed, n=6),
+                    Row(level, seed, "cc_beyond_ngrams", 0.1 - 0.02 * number + 0.01 * level + 0.003 * seed, n=2),
                 ]
                 rows["frequency"] += [Row(level, seed, "spec_spearman", 0.3 + 0.01 * seed, 0.2, 0.4, 20)]
-            rows["emergence"] += [Row(1, seed, "n_emerged", 20.0 + seed, n=40),
-                                  Row(1, seed, "lazy_fraction", 0.2 + 0.01 * seed),
-                                  Row(1, seed, "median_settling_step", 60.0 + seed)]  # fmt: skip
+            moved = {"n_emerged": 20.0 + seed, "start_identified_fraction": 0.2 + 0.01 * seed,
+                     "churn_excess_last_decade": 0.06 + 0.01 * seed, "cos_other_seed_last": 0.7 + 0.01 * seed,
+                     "icc_log_rate": 0.9 + 0.01 * seed, "icc_best_mcc": 0.6 + 0.01 * seed,
+                     "l0_outside_fraction": 0.5 * (arm == "relu")}  # fmt: skip
+            rows["emergence"] += [Row(1, seed, name, v, n=40) for name, v in moved.items()]
             rows["attribution"].append(Row(1, seed, "spearman", 0.9 + 0.01 * seed, 0.85, 0.97, 200))
-        rows["emergence"] += [Row(1, 0, "kendall_w", 0.5, n=12), Row(1, 0, "kendall_w_p", 0.001, n=12)]
-        rows["emergence"] += [
-            Row(1, 0, "driver_prevalence", 0.1, -0.4, 0.5, 12),
-            Row(1, 0, "driver_separability", -0.6, -0.8, -0.2, 12),
-        ]
+            rows["attribution"].append(Row(1, seed, "slope", 0.98 + 0.01 * seed, 0.95, 1.02, 150))
+        rows["emergence"] += order_rows()
+        rows["attribution"] += [Row(1, 0, "spearman_pooled", 0.9, 0.85, 0.95, 600), Row(1, 0, "min_score", 0.01),
+                                Row(1, 0, "slope_pooled", 0.98, 0.95, 1.02, 450)]  # fmt: skip
         for stage, content in rows.items():
             write_summary(stage, arm, content)
+
+
+def losses(level: int, seed: int, value: float, arm: str) -> list[Row]:
+    """The clean loss on all test tokens and on some, the FVU on training activations, and errors against random ones.
+
+    The untrained arm's error costs too little for a ratio.
+    """
+    found = [("ce_clean_test", 1.85, 1.75, 1.95, 800), ("ce_clean", 1.87, 1.7, 2.05, 100),
+             ("fvu_train", 0.85 * value, None, None, 500), ("delta_ce_random_error", 0.4 * value, None, None, 100),
+             ("random_error_ratio", 0.5, 0.4, 0.6, 100)]  # fmt: skip
+    return [Row(level, seed, *cell) for cell in found[: 4 if arm == "untrained" else 5]]
+
+
+def order_rows() -> list[Row]:
+    """Times and the order of emergence: magnitude goes with it in both models, prevalence in one."""
+    rows = [Row(1, 0, "kendall_w", 0.5, n=12), Row(1, 0, "kendall_w_p", 0.001, n=12),
+            Row(1, 0, "settling_step", 60.0, 50.0, 70.0, 3), Row(1, 0, "settling_after", 16.0),
+            Row(1, 0, "settling_by", 64.0), Row(1, 0, "emergence_step", 30.0, 20.0, 40.0, 3),
+            Row(1, 0, "driver_prevalence", 0.1, -0.4, 0.5, 40), Row(1, 0, "driver_prevalence_p", 0.7, n=40),
+            Row(1, 0, "driver_magnitude", -0.6, -0.8, -0.2, 40),
+            Row(1, 0, "driver_magnitude_p", 1e-5, n=40)]  # fmt: skip
+    for model, n, p in (("joint", 40, 0.3), ("joint_emerged", 12, 0.001)):
+        rows += [Row(1, 0, f"{model}_p", 0.002, n=9), Row(1, 0, f"{model}_c_index", 0.8, n=9),
+                 Row(1, 0, f"{model}_c_index_null", 0.6, n=9)]  # fmt: skip
+        for name, value, own in (("log_prevalence", -0.2, p), ("log_magnitude", -0.6, 1e-4)):
+            rows += [Row(1, 0, f"{model}_{name}", value, value - 0.1, value + 0.1, n),
+                     Row(1, 0, f"{model}_{name}_p", own, n=n), Row(1, 0, f"{model}_vif_{name}", 1.5, n=n)]  # fmt: skip
+    return rows
 
 
 def measures(arm: str, rate: np.ndarray, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -197,6 +228,20 @@ def encoded(document: Document) -> Text:
     return Text(document.id, np.full(len(spans), 5), spans)
 
 
+def write_emergence(folder: Path, keys: list[tuple[int, int, int]]) -> None:
+    """Checkpoints, and when concepts emerge: the first at once, the second late, the others never."""
+    rows = [(seed, 1, step, 0.4 / (1 + step / 20), min(1.0, step / STEPS[-1])) for seed, _, step in keys]
+    columns = ["seed", "level", "step", "churn_excess", "settled_fraction"]
+    write_parquet(folder / "checkpoints.parquet", pd.DataFrame(rows, columns=columns))
+    names = list(CONCEPTS)
+    times = [(seed, name, i > 1, i == 0) for seed in SEEDS for i, name in enumerate(names)]
+    columns = ["seed", "concept", "censored", "at_start"]
+    write_parquet(folder / "emergence.parquet", pd.DataFrame(times, columns=columns))
+    known = {"concept": names, "kind": list(CONCEPTS.values()), "rank": np.arange(6.0), "lexicality": 0.3,
+             "f1_chance": 0.1}  # fmt: skip
+    write_parquet(folder / "drivers.parquet", pd.DataFrame(known))
+
+
 def write_details() -> None:
     """The tables of the analyses that the report draws."""
     concepts, clusters, places = list(CONCEPTS), {}, []
@@ -219,7 +264,7 @@ def write_details() -> None:
             parts.append(pd.DataFrame({
                 "arm": arm, "seed": seed, "level": level, "step": step, "feature": range(D_SAE),
                 "rate": 10 ** generator.normal(-1 - grown, 0.3 + grown / 2, D_SAE),
-                "cos_final": np.clip(0.3 + 0.7 * grown + 0.1 * generator.normal(size=D_SAE), 0, 1),
+                "cos_other_seed": np.clip(0.3 + 0.5 * grown + 0.1 * generator.normal(size=D_SAE), 0, 1),
                 "alive": True,
             }))  # fmt: skip
             rows += [
@@ -232,11 +277,7 @@ def write_details() -> None:
             folder / "concepts.parquet",
             pd.DataFrame(rows, columns=["arm", "seed", "level", "step", "concept", "f1", "cc_f1"]),
         )
-        churn = [(seed, 1, step, 0.6 / (1 + step / 20) + 0.2, 0.18) for seed, _, step in keys]
-        write_parquet(
-            folder / "checkpoints.parquet",
-            pd.DataFrame(churn, columns=["seed", "level", "step", "churn", "churn_null"]),
-        )
+        write_emergence(folder, keys)
         effect = generator.normal(size=90) * 10 ** generator.normal(-2, 1, 90)
         nodes = {"seed": np.repeat(SEEDS, 30), "level": 1, "stratum": np.tile(["random", "random", "top"], 30),
                  "ablation": effect, "grad_x_act": effect * (1 + 0.2 * generator.normal(size=90)),
@@ -246,11 +287,15 @@ def write_details() -> None:
                  for seed in SEEDS for level in range(3) for i, c in enumerate(concepts)]  # fmt: skip
         columns = ["arm", "seed", "level", "concept", "kind", "best_feature", "cc_f1", "basis"]
         write_parquet(Path(f"data/interpret/{arm}/concepts.parquet"), pd.DataFrame(found, columns=columns))
-        places.append(pd.DataFrame({"arm": arm, "level": 1, "seed": 0, "feature": range(D_SAE),
-                                    "x": generator.normal(size=D_SAE),
-                                    "y": generator.normal(size=D_SAE), "cluster": 0}))  # fmt: skip
-        cell = {"value": 0.2, "null": 0.1, "null_high": 0.12, "p": 0.05 - 0.01 * number}
-        clusters[arm] = {"n_clusters": 4, "silhouette": cell, "stability": cell}
+        places.append(pd.DataFrame({"arm": arm, "level": 1, "seed": 0, "feature": range(D_SAE), "cluster": 0,
+                                    "nearest": generator.uniform(0.2, 0.5, D_SAE), "nearest_null": 0.25,
+                                    "opposite": -generator.uniform(0.2, 0.5, D_SAE), "opposite_null": -0.25,
+                                    "x": generator.normal(size=D_SAE), "y": generator.normal(size=D_SAE)}))  # fmt: skip
+        cell = {"value": 0.2, "null": 0.1, "null_high": 0.12, "p": 0.01, "p_holm": 0.07 - 0.03 * number}
+        pairs = {"value": 3 + number, "null": 0.25}
+        clusters[arm] = {"n_clusters": 4, "edge": "lowest", "n_null": 199, "pair_cosine": 0.5, "silhouette": cell,
+                         "nearest": cell, "opposite": cell, "close_pairs": pairs, "antipodal_pairs": pairs,
+                         "stability": {"value": 0.2, "null": 0.1}}  # fmt: skip
     write_parquet(Path("data/embed/features.parquet"), pd.concat(places, ignore_index=True))
     write_json(Path("reports/embed/clusters.json"), clusters)
 

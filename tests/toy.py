@@ -56,7 +56,6 @@ SETTINGS: dict[str, Any] = {
     "evaluate.n_ce_tokens": 600,
     "evaluate.n_resamples": 50,
     "frequency.n_tokens": 4000,
-    "frequency.n_null_tokens": 2000,
     "frequency.n_shifts": 5,
     "frequency.n_resamples": 20,
     "frequency.min_firings": 20,
@@ -68,7 +67,8 @@ SETTINGS: dict[str, Any] = {
     "emergence.n_permutations": 50,
     "emergence.n_resamples": 50,
     "attribution.n_windows": 4,
-    "attribution.n_nodes": 30,
+    "attribution.n_random": 20,
+    "attribution.n_stratum": 5,
     "attribution.ig_steps": 2,
     "attribution.n_resamples": 20,
     "interpret.n_tokens": 4000,
@@ -81,7 +81,7 @@ SETTINGS: dict[str, Any] = {
     "embed.n_resamples": 3,
     "embed.n_null": 2,
     "embed.n_neighbors": 5,
-    "compare.l0": LEVELS,
+    "compare.l0": [2.5, 4, 7],
     "compare.n_permutations": 100,
     "compare.n_random": 2,
     "report.n_features": 3,
@@ -149,8 +149,10 @@ def make(directory: Path, arms: Iterable[str] = ARMS, seeds: Iterable[int] = (0,
                 del document["saes"][arm]
         for arm in chosen:
             document["saes"][arm]["l0"] = [*OWN_LEVELS.get(arm, LEVELS)]
-        controls = document["compare"]["controls"]
-        document["compare"]["controls"] = [arm for arm in controls if arm in chosen]
+        for name in ("controls", "l0_type"):
+            document["compare"][name] = [arm for arm in document["compare"][name] if arm in chosen]
+        if document["frequency"]["random_decoder"] not in chosen:
+            document["frequency"]["random_decoder"] = chosen[0]
 
     rewrite(directory, choose_arms)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Toy"]):

@@ -98,12 +98,41 @@ def test_shared_features_are_drawn_by_kind() -> None:
                           "fraction": [1.0, 0.8, 0.2, 0.9, 0.4, 0.0]})  # fmt: skip
     with canvas(3.0, 2.0) as (figure, (axes,)):
         draw.shared_features(axes, table, ["relu", "topk"])
-        same, other = axes.lines
+        same, other, chance = axes.lines
         assert (same.get_label(), same.get_ydata().tolist()) == ("relu", [1.0, 0.9])
         assert (other.get_linestyle(), other.get_ydata().tolist()) == ("--", [0.8, 0.4])
-        (chance,) = axes.collections
-        assert chance.get_paths()[0].get_extents().extents == pytest.approx([0.3, 0.0, 0.5, 0.2])
+        assert (chance.get_label(), chance.get_ydata().tolist()) == ("random directions", [0.2, 0.0])
         assert png(figure).startswith(b"\x89PNG")
+
+
+def test_shared_features_divided_by_those_of_seeds() -> None:
+    table = pd.DataFrame({"arm": "relu", "kind": ["same", "other"] * 3, "threshold": [0.3, 0.3, 0.5, 0.5, 0.9, 0.9],
+                          "fraction": [1.0, 0.8, 0.5, 0.3, 0.01, 0.01]})  # fmt: skip
+    with canvas(3.0, 2.0) as (_, (axes,)):
+        draw.shared_ratio(axes, table, ["relu", "topk"])
+        ratio = axes.lines[0]
+        assert ratio.get_xdata().tolist() == [0.3, 0.5]  # at 0.9 hardly a feature has a counterpart at all
+        assert ratio.get_ydata().tolist() == pytest.approx([0.8, 0.6])
+
+
+def test_a_frontier_framed_by_some_arms_names_what_is_beyond() -> None:
+    table = frontier_table()
+    table.loc[table["arm"] == "mine", "value"] += 5
+    with canvas(3.0, 2.0) as (_, (axes,)):
+        draw.frontier(axes, table, ["relu", "mine"], "FVU", False, framed=["relu"])
+        assert axes.get_ylim() == pytest.approx((0.0, 0.51 * 1.12))
+        assert axes.texts[0].get_text() == "above:\nmine: 5.2 to 5.5"
+
+
+def test_a_forest_has_the_margin_the_intervals_and_no_difference() -> None:
+    cells = {"relu": {"mean": 2.0, "low": 1.0, "high": 3.0}, "topk": {"mean": 0.1}}
+    with canvas(3.0, 2.0) as (_, (axes,)):
+        draw.forest(axes, cells, ["relu", "gated", "topk"], "difference", 0.5)
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == ["topk", "relu"]
+        assert axes.patches[0].get_x() == -0.5 and axes.patches[0].get_width() == 1.0
+        assert [1.0, 3.0] in [list(line.get_xdata()) for line in axes.lines]
+        draw.marks(axes, {"warm-up ends": 0.2})
+        assert axes.texts[0].get_text() == "warm-up ends"
 
 
 def test_bars_have_the_length_of_the_mean_and_an_interval_where_there_is_one() -> None:

@@ -6,23 +6,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
 from stages import compare, report
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import sha256
-from stages.lib.report.answers import (
-    activation_functions,
-    emergence,
-    frequency,
-    interpretability,
-    setting,
-    structure,
-    training,
-)
-from stages.lib.report.answers.words import listed
 from stages.lib.report.contexts import strongest_rows
 from stages.lib.report.results import Results, sign
 from stages.lib.sae.saved import load_sae
@@ -89,94 +78,11 @@ def results(**changes: object) -> Results:
     return report.read_results(report.settings())._replace(**changes)
 
 
-def text_of(blocks: list[object]) -> str:
-    return " ".join(getattr(block, "text", "") for block in blocks)
-
-
-def test_words_follow_the_numbers(inside: Path) -> None:
-    own = results()
-    assert "lowest for `topk`" in text_of(activation_functions.fidelity(own))
-    swapped = json.loads(json.dumps(own.compare))
-    cells = swapped["matched"]["l0-8"]["fvu"]
-    cells["topk"], cells["relu"] = cells["relu"], cells["topk"]
-    assert "lowest for `relu`" in text_of(activation_functions.fidelity(own._replace(compare=swapped)))
-    contrast = swapped["agreement"]["contrast"]
-    contrast["p"] = 0.01
-    contrast["difference"] = 0.1
-    swapped["agreement"]["arms"] = {"relu": {"relu": 0.6, "topk": 0.5}, "topk": {"topk": 0.55}}
-    assert "the arm does change which features" in text_of(activation_functions.fidelity(own._replace(compare=swapped)))
-    swapped["agreement"]["arms"] = {"relu": {"relu": 0.6, "topk": 0.58}, "topk": {"topk": 0.5}}
-    text = text_of(activation_functions.fidelity(own._replace(compare=swapped)))
-    assert "`topk` agrees with itself (0.500) less than with `relu` (0.580): arms differ in how reproducible" in text
-    contrast["p"] = 0.6
-    assert "no more, as far as can be told" in text_of(activation_functions.fidelity(own._replace(compare=swapped)))
-
-
-def test_drivers_are_established_only_by_their_intervals(inside: Path) -> None:
-    own = results()
-    assert "the interval excludes 0 for `separability`" in text_of(emergence.drivers(own))
-    rows = own.rows["emergence"].copy()
-    rows.loc[rows["metric"] == "driver_separability", "high"] = 0.2
-    own = own._replace(rows=own.rows | {"emergence": rows})
-    assert "no driver is established" in text_of(emergence.drivers(own))
-
-
-def test_frequency_verdict_uses_the_thresholds_of_reliability(inside: Path) -> None:
-    own = results()
-    rows = own.rows["frequency"]
-    icc = rows.assign(metric="split_half_icc", value=0.95)
-    with_icc = own._replace(rows=own.rows | {"frequency": pd.concat([rows, icc])})
-    text = text_of(frequency.frequency(with_icc))
-    assert "the firing rate is reliable (split-half ICC 0.950" in text
-    assert "frequent features are the more specialised" in text
-    assert "the relation is also present, with the same sign, in `frozen_decoder` and `untrained`" in text
-    poor = own._replace(rows=own.rows | {"frequency": pd.concat([rows, icc.assign(value=0.5)])})
-    assert "is not reliable (split-half" in text_of(frequency.frequency(poor))
-
-
-def test_what_was_not_measured_is_said(inside: Path) -> None:
-    nothing = {name: rows.iloc[:0] for name, rows in results().rows.items()}
-    own = results(rows=nothing)
-    for blocks in (
-        emergence.drivers(own),
-        frequency.frequency(own),
-        training.training(own),
-        structure.attribution(own),
-    ):
-        assert "not measured in this run" in text_of(blocks)
-    assert "Clusters of decoder directions: not measured" in text_of(structure.clusters(own, {}))
-    empty = {name: {} for name in own.compare} | {"agreement": {"arms": {}, "random": {"mean": 0.3, "n": 3}}}
-    assert "FVU at L0 8: not measured" in text_of(activation_functions.fidelity(own._replace(compare=empty)))
-    assert "Concept coverage at L0 8: not measured" in text_of(
-        interpretability.interpretability(own._replace(compare=empty))
-    )
-
-
 def test_sign_by_hand() -> None:
     assert sign({"mean": 1.0, "low": 0.1, "high": 2.0}) == 1
     assert sign({"mean": -1.0, "low": -2.0, "high": -0.1}) == -1
     assert sign({"mean": 1.0, "low": -0.1, "high": 2.0}) == 0
     assert sign({"mean": 1}) == 0
-
-
-def test_names_in_a_sentence() -> None:
-    assert listed([]) == "none"
-    assert listed(["a"]) == "`a`"
-    assert listed(["a", "b", "c"]) == "`a`, `b` and `c`"
-
-
-def test_model_of_unknown_loss(inside: Path) -> None:
-    corpus, tokens = (json.loads(Path(f"data/{n}/{n}.json").read_text()) for n in ("corpus", "tokens"))
-    blocks = setting.setting({"source": "pretrained", "name": "gpt2"}, corpus, tokens)
-    assert "Language model: pretrained gpt2; its held-out loss is not recorded." in text_of(blocks)
-
-
-def test_what_was_left_out_is_said(inside: Path) -> None:
-    corpus, tokens = (json.loads(Path(f"data/{n}/{n}.json").read_text()) for n in ("corpus", "tokens"))
-    corpus["dropped"] = {"short": 1145, "near_copy": 2}
-    tokens["splits"]["test"]["dropped"] = {"empty": 0, "not_drawn": 7}
-    said = text_of(setting.setting({"source": "pretrained", "name": "gpt2"}, corpus, tokens))
-    assert "Documents left out: 2 near copy, 1,145 short, 7 not drawn (test)." in said
 
 
 def test_summary_box_names_every_arm(inside: Path) -> None:

@@ -209,7 +209,7 @@ def feature_map(shown: Shown, member: Member) -> Figure | None:
 
 
 def map_of_features(results: Results, arm: str) -> Figure:
-    """The UMAP of the arms on the same activations as `report.arm`."""
+    """Cosines of each direction's neighbours, for the arms on the same activations as `report.arm`."""
     seed = results.seeds[0]
     arms = [other for other in results.arms if revision(other, seed) == revision(arm, seed)]
     table = read_parquet(DATA / "embed" / "features.parquet")

@@ -65,7 +65,9 @@ LOOKS = {
 SPARE = [
     Look(c, m, "-.") for c, m in zip(("#A6611A", "#01665E", "#B2182B", "#4D4D9F", "#1B7837"), ">hp*d", strict=True)
 ]
-KINDS = {"lexical": "#0072B2", "syntactic": "#009E73", "contextual": "#D55E00", "positional": "#CC79A7"}
+KINDS = {
+    "lexical": "#0072B2", "local": "#56B4E9", "syntactic": "#009E73", "contextual": "#D55E00", "positional": "#CC79A7",
+}  # fmt: skip
 GREY = "#b5bcc4"
 
 
@@ -111,10 +113,13 @@ def empty(axes: Axes, reason: str) -> None:
     axes.set_yticks([])
 
 
-def frontier(axes: Axes, table: pd.DataFrame, arms: Sequence[str], label: str, log: bool) -> None:
-    """A metric against L0: a thin line per seed, a bold line through the mean of each level.
+def frontier(
+    axes: Axes, table: pd.DataFrame, arms: Sequence[str], label: str, log: bool, *, framed: Sequence[str] = ()
+) -> None:
+    """A metric against L0: a line per seed, a marker at the mean of each level.
 
-    `table` has the columns arm, level, seed, l0, value.
+    `table` has the columns arm, level, seed, l0, value. If arms are `framed`, the vertical axis is theirs, and what
+    lies beyond it is named at the edge with its range.
     """
     for arm in arms:
         rows = table[table["arm"] == arm]
@@ -123,16 +128,61 @@ def frontier(axes: Axes, table: pd.DataFrame, arms: Sequence[str], label: str, l
         style = look(arm, arms)
         for _, seed in rows.groupby("seed"):
             seed = seed.sort_values("l0")
-            axes.plot(seed["l0"], seed["value"], color=style.colour, lw=0.6, alpha=0.45)
+            axes.plot(seed["l0"], seed["value"], color=style.colour, ls=style.line, lw=0.8, marker=".", ms=2)
         means = rows.groupby("level")[["l0", "value"]].mean().sort_values("l0")
-        axes.plot(
-            means["l0"], means["value"], color=style.colour, marker=style.marker, ls=style.line, lw=1.8, ms=5, label=arm
-        )
+        edge = style.colour if style.marker in "x+" else "white"  # of markers without a face the edge is all there is
+        axes.plot(means["l0"], means["value"], color=style.colour, marker=style.marker, ls="", ms=6, mec=edge, mew=0.7,
+                  label=arm)  # fmt: skip
     log_ticks(axes, "x")
     if log:
         log_ticks(axes, "y")
     axes.set_xlabel("L0 (active features per token)")
     axes.set_ylabel(label)
+    _frame(axes, table, [arm for arm in arms if arm in framed], arms)
+
+
+def _frame(axes: Axes, table: pd.DataFrame, framed: Sequence[str], arms: Sequence[str]) -> None:
+    inside = table[table["arm"].isin(list(framed))]["value"]
+    if inside.empty:
+        return
+    low, high = min(0.0, float(inside.min())), float(inside.max()) * 1.12
+    axes.set_ylim(low, high)
+    outside = table[(table["value"] > high) & ~table["arm"].isin(list(framed))]
+    texts = [f"{arm}: {own.min():.2g} to {own.max():.2g}" for arm in arms
+             if len(own := outside[outside["arm"] == arm]["value"])]  # fmt: skip
+    if texts:
+        axes.text(0.98, 0.98, "\n".join(["above:", *texts]), transform=axes.transAxes, ha="right", va="top",
+                  fontsize=7, color="#5c6670", bbox={"fc": "white", "ec": "none", "alpha": 0.85})  # fmt: skip
+
+
+def forest(
+    axes: Axes, cells: Mapping[str, Mapping[str, Any]], arms: Sequence[str], label: str, margin: float | None = None
+) -> None:
+    """A row per arm: a difference with its interval, the line of no difference, and the margin of equality as a band.
+
+    `cells` holds mean and, where known, low and high.
+    """
+    shown = [arm for arm in arms if arm in cells]
+    if margin is not None:
+        axes.axvspan(-margin, margin, color=GREY, alpha=0.35, lw=0, label="equal within the margin")
+    axes.axvline(0, color="#5c6670", lw=0.9, ls=":")
+    for row, arm in enumerate(reversed(shown)):
+        cell, style = cells[arm], look(arm, arms)
+        if "low" in cell:
+            axes.plot([cell["low"], cell["high"]], [row, row], color=style.colour, lw=2)
+        axes.plot(cell["mean"], row, color=style.colour, marker=style.marker, ms=4)
+    axes.set_yticks(range(len(shown)), list(reversed(shown)))
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
+
+
+def marks(axes: Axes, places: Mapping[str, float]) -> None:
+    """Vertical lines with a name each above the axes, where something begins or ends."""
+    for name, place in places.items():
+        axes.axvline(place, color="#5c6670", lw=0.8, ls=":")
+        axes.annotate(name, (place, 1.01), xycoords=("data", "axes fraction"), ha="left", va="bottom", rotation=30,
+                      fontsize=6, color="#5c6670")  # fmt: skip
 
 
 def log_ticks(axes: Axes, which: str) -> None:
@@ -284,19 +334,36 @@ def binned(
 def shared_features(axes: Axes, table: pd.DataFrame, arms: Sequence[str]) -> None:
     """P(best cosine > threshold) with other seeds of the same arm, with other arms (dashed) and by chance (grey)."""
     for arm in arms:
-        own = table[(table["arm"] == arm) & (table["kind"] == "same")]
-        if own.empty:
-            continue
         colour = look(arm, arms).colour
-        axes.plot(own["threshold"], own["fraction"], color=colour, lw=1.6, label=arm)
-        other = table[(table["arm"] == arm) & (table["kind"] == "other")]
-        axes.plot(other["threshold"], other["fraction"], color=colour, lw=0.9, ls="--")
+        for kind, line, width in (("same", "-", 1.6), ("other", "--", 1.0)):
+            own = table[(table["arm"] == arm) & (table["kind"] == kind)]
+            if len(own):
+                axes.plot(own["threshold"], own["fraction"], color=colour, lw=width, ls=line,
+                          label=arm if kind == "same" else None)  # fmt: skip
     random = table[table["kind"] == "random"].groupby("threshold")["fraction"].mean()
     if len(random):
-        axes.fill_between(random.index, 0, random, color=GREY, alpha=0.5, lw=0, label="random directions")
+        axes.plot(random.index, random, color="#7f868d", lw=1.6, ls=":", label="random directions")
     axes.set_xlabel("cosine threshold")
     axes.set_ylabel("features with a counterpart above it")
     axes.set_ylim(0, 1.02)
+
+
+LEAST_SHARED = 0.05
+"""Of an arm's features, below which a share of shares is noise."""
+
+
+def shared_ratio(axes: Axes, table: pd.DataFrame, arms: Sequence[str]) -> None:
+    """The curve of an arm with other arms, divided by that with its own other seeds."""
+    for arm in arms:
+        rows = table[(table["arm"] == arm) & table["kind"].isin(["same", "other"])]
+        wide = rows.pivot_table(index="threshold", columns="kind", values="fraction")
+        if {"same", "other"} <= {*wide.columns}:
+            wide = wide[wide["same"] >= LEAST_SHARED]
+            axes.plot(wide.index, wide["other"] / wide["same"], color=look(arm, arms).colour, lw=1.4)
+    axes.axhline(1, color="#5c6670", lw=0.9, ls=":")
+    axes.set_xlabel("cosine threshold")
+    axes.set_ylabel("other arms / other seeds of the arm")
+    axes.set_ylim(bottom=0)
 
 
 def bars(axes: Axes, values: Mapping[str, Mapping[str, Any]], arms: Sequence[str], label: str) -> None:

@@ -1,10 +1,12 @@
 """All numbers that the report's sentences are made from, and what can be read off an interval."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from stages.lib.stats.contrasts import Pair, as_good_as_best
 from stages.lib.stats.equal_l0 import key, nearest_levels
 from stages.lib.stats.intervals import estimate
 
@@ -26,6 +28,10 @@ class Results(NamedTuple):
     """`reports/compare/<name>.json` by name."""
     rows: dict[str, pd.DataFrame]
     """The summaries of all arms by stage."""
+    more_seeds: Sequence[int] = ()
+    """Seeds that were trained at the followed level alone."""
+    endpoints: Mapping[str, float] = MappingProxyType({})
+    """Declared metrics, with the share of the reference's mean within which an arm counts as equal to it."""
 
     @property
     def tested(self) -> list[str]:
@@ -34,9 +40,15 @@ class Results(NamedTuple):
 
     @property
     def over(self) -> str:
-        """What an interval of this report means."""
-        n = len(self.seeds)
-        return f"95 % over {n} SAE seeds, one LM" if n > 1 else "one SAE seed, one LM: no interval"
+        """What an interval over the seeds that have all levels means; `over_cells` counts those that a number has."""
+        return _over(str(len(self.seeds))) if len(self.seeds) > 1 else "one SAE seed, one LM: no interval"
+
+    def over_cells(self, *columns: Mapping[str, Cell]) -> str:
+        """What the intervals of these cells mean, by the seeds that they rest on."""
+        counts = {int(cell["n"]) for column in columns for cell in column.values() if "low" in cell and "n" in cell}
+        if not counts:
+            return "one SAE seed, one LM: no interval"
+        return _over(f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts)))
 
     def matched(self, metric: str, target: float | None = None) -> dict[str, Cell]:
         """The cells of a metric at a target L0 (the middle one if none is named), by arm."""
@@ -44,9 +56,19 @@ class Results(NamedTuple):
         return {arm: found[arm] for arm in self.arms if arm in found}
 
     def difference(self, metric: str) -> dict[str, Cell]:
-        """The paired differences to the reference arm at the middle L0."""
+        """The differences to the reference arm at the middle L0 (`stages.lib.stats.arms.differences`)."""
         found: dict[str, Cell] = self.compare["differences"].get(key(self.l0), {}).get(metric, {})
         return {arm: found[arm] for arm in self.arms if arm in found}
+
+    def best(self, metric: str, *, lower: bool) -> list[str]:
+        """The tested arm with the best mean at the middle L0 and those that are not told from it, the best first.
+
+        Empty where nothing was tested. `lower` says that a lower number is the better one.
+        """
+        found = self.compare["contrasts"].get(key(self.l0), {}).get(metric, {}).get("pairs", {})
+        pairs = {(one, two): Pair(cell["mean"], cell["p"]) for one, row in found.items() for two, cell in row.items()}
+        cells = {arm: cell["mean"] for arm, cell in self.matched(metric).items() if arm in self.tested}
+        return as_good_as_best(cells, pairs, lower) if pairs and cells else []
 
     def near(self, stage: str, metric: str) -> dict[str, Cell]:
         """Means over seeds at each arm's level nearest the middle L0, or at the one level that was measured."""
@@ -64,6 +86,15 @@ class Results(NamedTuple):
                 found = estimate(chosen["value"].tolist(), metric)._asdict()
                 cells[arm] = {name: value for name, value in found.items() if value is not None}
         return cells
+
+
+def _over(n: str) -> str:
+    return f"95 % over {n} SAE seeds, one LM"
+
+
+def most_seeds(cells: Iterable[Cell]) -> int:
+    """The number of seeds that the best-founded of the cells rests on."""
+    return max((int(cell.get("n", 0)) for cell in cells), default=0)
 
 
 def sign(cell: Cell) -> int:
