@@ -14,7 +14,7 @@ with the kernel K(u) = 1 for |u| < 1/2 and b = bandwidth:
 The penalty is on z: on f, which is 0 below the threshold, half of the kernel's window would be lost. The threshold is a
 weight itself and not its logarithm, which could move only by a fixed factor in a short training.
 
-All thresholds start at one number: `initial_threshold` or, where that is not given, the one that leaves the wanted L0 T,
+All thresholds start at one number, `initial_threshold`, or, where that is not given, at that of the wanted L0 T,
 
     threshold_0 = the (1 - T / d_sae) quantile of z at initialisation on validation activations.
 
