@@ -1,12 +1,13 @@
-"""Which known concepts do single features detect, beyond chance, the token id and other bases?
+"""Which known concepts do single features detect, beyond chance, what n-grams tell, and other bases?
 
 in: data/activations, data/tokens, data/concepts, data/train/<arm>, data/baselines/<revision of the arm>
 out: data/interpret/<arm> (`concepts`, `baselines`, `probes`, all .parquet), reports/interpret/<arm>.json
 
 Coverage and its corrections are defined in `stages.lib.detectors.coverage`: detectors are chosen on validation and
 scored on test; intervals resample test documents. A level's chance level comes from the shifts of all its seeds, which
-are repeats of one another. Beside the SAEs stand k-sparse probes (`stages.lib.detectors.probes`) and what
-`stages.baselines` found without an SAE, which is given once, for the first seed and the level that training follows.
+are repeats of one another; seeds that have the followed level alone are scored against the same. Beside the SAEs stand
+k-sparse probes (`stages.lib.detectors.probes`) and what `stages.baselines` found without an SAE, which is given once,
+for the first seed and the level that training follows, and is corrected by that level's chance.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ from stages.lib.run.log import Log
 from stages.lib.run.machine import device, keep_freed_memory
 from stages.lib.run.parallel import side_by_side
 from stages.lib.run.start import run
-from stages.lib.sae.members import Member, followed_members, members, revision
+from stages.lib.sae.members import Member, followed_members, members, more_members, revision
 from stages.lib.sae.saved import SAE, Encoder, load_sae
 
 
@@ -60,11 +61,14 @@ class Settings(NamedTuple):
 
     interpret: InterpretParams
     seeds: list[int]
+    more_seeds: list[int]
+    """Those that were trained at the followed level alone."""
 
 
 def settings() -> Settings:
     """The stage's settings."""
-    return Settings(params.read("interpret", InterpretParams), params.read("train.seeds", list[int]))
+    seeds = (params.read(f"train.{name}", list[int]) for name in ("seeds", "more_seeds"))
+    return Settings(params.read("interpret", InterpretParams), *seeds)
 
 
 class Inputs(NamedTuple):
@@ -77,6 +81,8 @@ class Inputs(NamedTuple):
     baselines: Baselines
     at: Key
     """The level that training follows, and the first seed."""
+    seeds: list[int]
+    """Those with all levels."""
 
 
 def load_saes(runs: list[Member], max_k: int) -> dict[Key, SAE]:
@@ -92,9 +98,11 @@ def load_saes(runs: list[Member], max_k: int) -> dict[Key, SAE]:
     return saes
 
 
-def prepare(own: InterpretParams, arm: str, seeds: list[int]) -> Inputs:
+def prepare(settings: Settings, arm: str) -> Inputs:
     """Load the SAEs, read the tokens and the baselines of the same tokens, and draw shifts and examples."""
-    saes, model = load_saes(members(arm, seeds), max(own.k)), revision(arm, seeds[0])
+    own, seeds, more_seeds = settings
+    runs = [*members(arm, seeds), *more_members(arm, more_seeds)]
+    saes, model = load_saes(runs, max(own.k)), revision(arm, seeds[0])
     parts = read_parts(open_store(model, verify=SPLITS), n_tokens=own.n_tokens, n_sample=own.n_sample, seed=own.seed)
     baselines = read_baselines(model, identity(own, next(iter(saes.values())).d_sae, parts.concepts))
     generator = stream(own.seed, "draw")
@@ -102,7 +110,7 @@ def prepare(own: InterpretParams, arm: str, seeds: list[int]) -> Inputs:
     sample = draw_sample(parts, -(-own.n_shifts // len(seeds)) * len(seeds), generator)
     probed = draw_probed(sample, own.n_examples, generator)
     followed = followed_members(arm, seeds[:1])[0]
-    return Inputs(saes, parts, sample, probed, baselines, Key(followed.level, followed.seed))
+    return Inputs(saes, parts, sample, probed, baselines, Key(followed.level, followed.seed), seeds)
 
 
 class Learnt(NamedTuple):
@@ -117,12 +125,13 @@ class Learnt(NamedTuple):
 def learn(own: InterpretParams, inputs: Inputs) -> Learnt:
     """Everything of the SAEs that the samples are enough for: the maxima, the chance levels and the probes."""
     saes, sample, probed = inputs.saes, inputs.sample, inputs.probed
-    seeds = list(dict.fromkeys(key.seed for key in saes))
+    seeds = inputs.seeds
 
     def learn_one(key: Key) -> tuple[Features, npt.NDArray[np.float64], list[ProbeScores]]:
         features, fit_acts = candidates(Encoder(saes[key].to(device())), sample)
-        # The seeds of a level take turns at the shifts.
-        null = shifted(features, sample, slice(seeds.index(key.seed), None, len(seeds)))
+        null: npt.NDArray[np.float64] = np.empty((0, len(inputs.parts.concepts)))
+        if key.seed in seeds:  # the seeds of a level take turns at the shifts
+            null = shifted(features, sample, slice(seeds.index(key.seed), None, len(seeds)))
         if not len(probed.columns):
             return features, null, []
         found = sparse_aurocs(fit_acts, features.encode, sample, probed, own.k, own.l2)
@@ -153,18 +162,23 @@ def judge(own: InterpretParams, inputs: Inputs, advance: Callable[[int], None]) 
         key: Detected(found, chance_level(prevalence, learnt.null[key.level]), learnt.features[key].choice)
         for key, found in scores.items()
     }
+    level = saes[inputs.at].chance
+    baselines = {
+        name: one if one.chance is not None else one._replace(chance=level)
+        for name, one in inputs.baselines.detected.items()
+    }
     aurocs = [*dense_scores(inputs), *learnt.aurocs]
-    return Judged(saes, inputs.baselines.detected, aurocs, inputs.parts.concepts, prevalence, inputs.at)
+    return Judged(saes, baselines, aurocs, inputs.parts.concepts, prevalence, inputs.at)
 
 
 def main(arm: str) -> None:
     """Detect the concepts with all features of the arm, join the baselines, and summarise."""
-    own, seeds = settings()
+    own = settings()
     keep_freed_memory()
-    inputs = prepare(own, arm, seeds)
+    inputs = prepare(own, arm)
     n_tokens = sum(len(inputs.parts.whole[split]) for split in ("validation", "test"))
     with Log(f"interpret@{arm}", total=n_tokens, unit="token") as log:
-        judged = judge(own, inputs, log.advance)
+        judged = judge(own.interpret, inputs, log.advance)
     tables = {
         "concepts": concept_table(judged),
         "baselines": basis_table(judged),

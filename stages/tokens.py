@@ -12,30 +12,22 @@ first position is an attention sink, its activations of another size than all ot
 arXiv:2309.17453, section 3), so it takes part in no analysis, and without BOS a token of each window would be lost.
 """
 
-import json
 from collections.abc import Iterator
-from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import sha256, write_json
-from stages.lib.language.documents import CORPUS, Document, read_documents
+from stages.lib.language.documents import CORPUS, read_documents
+from stages.lib.language.encoding import Encoded, drawn, encode, special_ids
 from stages.lib.language.model import limits, load_tokenizer, model_path
 from stages.lib.language.windows import TOKENS, WindowWriter
 from stages.lib.run.log import Log
 from stages.lib.run.seeds import numpy_generator
 from stages.lib.run.start import run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-CHUNK = 1_000_000
-"""Characters that are tokenised at once: enough to keep all cores busy, little enough to hold."""
 
 
 class TokensParams(params.Params):
@@ -49,75 +41,9 @@ class TokensParams(params.Params):
     seed: NonNegativeInt
 
 
-class Encoded(NamedTuple):
-    """A document as tokens."""
-
-    id: str
-    ids: Int[np.ndarray, " token"]
-    spans: Int[np.ndarray, "token 2"]
-    """First character of each token, and one past its last.
-
-    Tokens that share a character (the bytes of one emoji, say) have the same span; a token that stands for no character
-    (the space that some tokenizers put before a text) has an empty one.
-    """
-
-
 def settings() -> TokensParams:
     """The stage's settings."""
     return params.read("tokens", TokensParams)
-
-
-def special_ids(tokenizer: "PreTrainedTokenizerFast") -> tuple[int, int]:
-    """The ids that begin and pad windows.
-
-    Padding is on the right and attention is causal, so the padding token is seen by no other and any will do.
-
-    Raises:
-        UserError: if the tokenizer has neither a BOS nor an end-of-text token.
-    """
-    bos_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if bos_id is None:
-        raise UserError(
-            "the model's tokenizer has neither a bos_token nor an eos_token to begin a window with; choose another "
-            "model.name, or a local copy of it with bos_token in its tokenizer_config.json"
-        )
-    return bos_id, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else bos_id
-
-
-def drawn(split: str, n_documents: int, seed: int) -> Iterator[Document]:
-    """The documents of a corpus split in random order; only where each begins in the file is held in memory."""
-    with (CORPUS / f"{split}.jsonl").open("rb") as handle:
-        begins = np.cumsum([0, *(len(line) for line in handle)])
-        for index in numpy_generator(seed, "tokens", split).permutation(n_documents):
-            handle.seek(int(begins[index]))
-            yield Document(**json.loads(handle.readline()))
-
-
-def chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in runs of about `CHUNK` characters."""
-    chunk: list[Document] = []
-    n_characters = 0
-    for document in documents:
-        chunk.append(document)
-        n_characters += len(document.text)
-        if n_characters >= CHUNK:
-            yield chunk
-            chunk, n_characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def encode(tokenizer: "PreTrainedTokenizerFast", documents: Iterator[Document]) -> Iterator[Encoded]:
-    """Documents as tokens, without special ones: `<|endoftext|>` in a source file is text like any other."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    for chunk in chunks(documents):
-        encodings = backend.encode_batch([document.text for document in chunk], add_special_tokens=False)
-        for document, encoding in zip(chunk, encodings, strict=True):
-            spans = np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * len(encoding))
-            yield Encoded(document.id, np.array(encoding.ids, dtype=np.int32), spans.reshape(-1, 2))
 
 
 def excerpts(
@@ -174,9 +100,10 @@ def main() -> None:
     with Log("tokens", unit="token") as log:
         for split, (source, limit) in wanted.items():
             n_documents = sum(1 for _ in read_documents(source))  # every line is sound, or this says which is not
-            documents = read_documents(source) if limit is None else drawn(source, n_documents, own.seed)
+            order = numpy_generator(own.seed, "tokens", source)
+            documents = read_documents(source) if limit is None else drawn([source], order)
             writer = WindowWriter(TOKENS / f"{split}.safetensors", n_ctx=own.n_ctx, bos_id=bos_id, pad_id=pad_id)
-            encoded = encode(tokenizer, documents)
+            encoded = encode(tokenizer.backend_tokenizer, documents)
             if limit is not None:
                 generator = numpy_generator(own.seed, "tokens", "excerpts", split)
                 encoded = excerpts(encoded, own.excerpt, own.n_ctx - 1, generator)

@@ -202,6 +202,8 @@ def write_text() -> None:
     write_concepts(concepts)
     for split in SPLITS[1:]:
         write_labels(split, pack(labels), concepts)
+    seen = {"test": {"token": 1.0, "bigram": 0.9, "trigram": 0.7}}
+    write_json(Path("data/concepts/ngrams.json"), {"n_tokens": 9000, "seen": {"all": seen, "half": seen}})
     positions = windows.valid().flatten().nonzero().flatten().numpy()
     planted = torch.from_numpy(labels[positions]).float() @ unit(len(CONCEPTS), 7)
     for revision in ("main", "untrained"):

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stages.lib.concepts.counting import context_of_split
 from stages.lib.concepts.labels import CONCEPTS, Concept, pack, write_concepts, write_labels
+from stages.lib.concepts.ngrams import Asked, tally, write_ngrams
 from stages.lib.language.windows import read_windows
 from tests import worlds
 from tests.worlds import Rows, numbered, training_rows, unit, write_store, write_tokens
@@ -25,6 +27,7 @@ def write_world(n_tokens: int) -> Float[Tensor, "concept d_in"]:
     generator = np.random.default_rng(0)
     directions = unit(torch.randn(D_VOCAB + N_CONCEPTS, D_IN, generator=torch.Generator().manual_seed(0)))
     texts = {split: numbered(split, documents(n_tokens, generator)) for split in SPLITS}
+    texts["train"] = numbered("train", documents(n_tokens, np.random.default_rng(1)))
     write_tokens(texts, n_ctx=N_CTX, d_vocab=D_VOCAB, bos_id=0, pad_id=0)
     labels, splits = {}, {"train": training_rows(torch.zeros(D_IN), 1.0)}
     for split in SPLITS:
@@ -38,7 +41,22 @@ def write_world(n_tokens: int) -> Float[Tensor, "concept d_in"]:
         splits[split] = Rows(x, np.flatnonzero(valid))
     write_store(splits, hook_name=HOOK, n_ctx=N_CTX)
     write_concept_files(labels)
+    count_ngrams()
     return directions[D_VOCAB:]
+
+
+def count_ngrams() -> None:
+    """Count n-grams in the split `train`, whose contextual labels are as unrelated to the tokens as elsewhere."""
+    held_out = np.concatenate([context_of_split(read_windows(split)) for split in ("validation", "test")])
+    asked, generator, context = (
+        Asked(held_out, D_VOCAB),
+        np.random.default_rng(2),
+        context_of_split(read_windows("train")),
+    )
+    contextual = [runs(len(context), 0.3 / c, 6, generator) for c in range(1, N_CONCEPTS)]
+    labels = np.stack([context[:, -1] == 1, *contextual], 1)
+    counts = tally(asked, context, labels, np.ones(len(labels), np.bool_))
+    write_ngrams(asked, counts, [f"concept_{c}" for c in range(N_CONCEPTS)])
 
 
 def documents(n_tokens: int, generator: np.random.Generator) -> Iterator[Int[np.ndarray, " token"]]:

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from stages.lib.detectors.counts import mcc
 from stages.lib.detectors.firings import firings, level_of
-from stages.lib.detectors.null import Track, concept_null, feature_null, offsets, record, rotations
+from stages.lib.detectors.null import Track, concept_null, offsets, record, rotations
 from tests.toy_concepts import runs
 
 
@@ -69,19 +68,6 @@ def test_the_concept_null_selects_and_scores_as_on_rolled_labels() -> None:
             assert np.isclose(null[shift, concept], best[1])
 
 
-def test_the_feature_null_is_the_mean_of_the_largest_mcc() -> None:
-    generator = np.random.default_rng(0)
-    acts, labels = np.maximum(generator.standard_normal((150, 4)), 0), generator.random((150, 3)) < 0.4
-    by = np.array([40, 77, 100])
-    largest = []
-    for offset in by:
-        y = np.roll(labels, offset, axis=0)
-        fires = acts > 0
-        both = fires.T.astype(int) @ y
-        largest.append(mcc(both, fires.sum(0)[:, None], y.sum(0), 150).max(1))
-    assert np.allclose(feature_null(track_of(acts, labels), by), np.mean(largest, axis=0))
-
-
 def test_bursty_labels_do_not_exceed_the_shift_null_but_a_permutation_null() -> None:
     """The demonstration for which the null exists: tracks in runs, independent by construction, best of many."""
     n, n_features, above = 6000, 64, {"shift": 0, "permutation": 0}
@@ -103,15 +89,3 @@ def test_bursty_labels_do_not_exceed_the_shift_null_but_a_permutation_null() -> 
             above[name] += observed > np.quantile(null, 0.99)
     assert above["permutation"] == 5
     assert above["shift"] <= 1
-
-
-def test_independent_features_are_calibrated_to_about_0() -> None:
-    generator = np.random.default_rng(1)
-    acts = np.stack([runs(8000, share, 20, generator) for share in (0.02, 0.1, 0.3)], 1).astype(float)
-    labels = np.stack([runs(8000, 0.1, 20, generator) for _ in range(10)], 1)
-    track = track_of(acts, labels)
-    chance = feature_null(track, offsets(8000, 20.0, 60, generator))
-    fires = acts > 0
-    own = mcc(fires.T.astype(int) @ labels, fires.sum(0)[:, None], labels.sum(0), 8000).max(1)
-    assert (np.abs(own - chance) < 0.08).all()
-    assert (chance > 0.01).all()

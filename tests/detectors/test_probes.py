@@ -22,7 +22,7 @@ from stages.lib.detectors.probes import (
 
 def test_lookup_by_hand() -> None:
     found = lookup(np.array([[3, 0], [0, 0], [0, 0]]), np.array([3, 1, 0]))
-    assert found.tolist() == [[3.5 / 4, 0.5 / 4], [0.5 / 2, 0.5 / 2], [0.5, 0.5]]
+    assert found.tolist() == [[(3 + 1.5) / 5, 0], [1.5 / 3, 0], [0.75, 0]]
 
 
 def test_accepted_ids_by_hand() -> None:

@@ -109,6 +109,13 @@ def test_what_was_not_measured_is_said() -> None:
     assert text_of(interpretability(empty)) == "Concept coverage beyond n-grams at L0 16: not measured in this run."
 
 
+def test_the_caveat_says_in_how_much_text_the_tables_were_counted() -> None:
+    seen = {"all": {"test": {"trigram": 0.9}}, "half": {"test": {"trigram": 0.8466}}}
+    text = text_of(interpretability(results({}), {"n_tokens": 11012977, "seen": seen}))
+    assert "on 11,012,977 tokens, which have 90.0% of the test tokens' trigrams (half of that text: 84.7%)" in text
+    assert "were counted on" not in text_of(interpretability(results({})))
+
+
 def test_the_figure_names_the_lookups() -> None:
     figure = coverage(results({}))
     assert figure.png[:4] == b"\x89PNG" and "4 seeds" in figure.caption and "`topk`" in figure.caption

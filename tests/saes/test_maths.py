@@ -169,7 +169,7 @@ def test_thresholds_start_where_the_wanted_l0_is() -> None:
 def test_thresholds_need_a_start() -> None:
     own = {"variant": "jump_relu", "activations": "main", "l0_coefficient": [0.01], "bandwidth": 0.1}
     params = check("saes.x", own, plugins.load("saes", "jump_relu", "saes.x.variant").SAEParams)
-    with pytest.raises(UserError, match="saes.x has no wanted l0 that its thresholds could start at"):
+    with pytest.raises(UserError, match=r"saes\.x has no wanted l0 that its thresholds could start at"):
         params.check("x", 24)
 
 

@@ -16,7 +16,6 @@ from stages.lib.activations.store import open_store
 from stages.lib.concepts.labelled import read_labelled, usable_concepts
 from stages.lib.concepts.labels import read_labels
 from stages.lib.detectors import choose
-from stages.lib.detectors.baselines import TokenLookup
 from stages.lib.detectors.coverage import corrected
 from stages.lib.detectors.sample import stream
 from stages.lib.io.errors import UserError
@@ -27,7 +26,7 @@ from tests import toy_concepts
 from tests.settings import parsed, working_directory, write_params
 
 PARAMS = """
-train: {seeds: [0, 1], d_sae: 32}
+train: {seeds: [0, 1], more_seeds: [], d_sae: 32}
 interpret:
   {n_tokens: 100000, n_sample: 1500, n_shifts: 6, n_resamples: 50, k: [1, 2], n_examples: 60, l2: 1.0e-3, seed: 0}
 """
@@ -69,21 +68,25 @@ def concepts(level: int = 1, seed: int = 0) -> pd.DataFrame:
 
 
 def test_all_metrics_are_there() -> None:
-    expected = """coverage cc_coverage cc_coverage_unfloored coverage_contextual cc_coverage_contextual contextual_gain
-        f1_over_probe mcc chance_f1 coverage_validation probe_k1_auroc probe_k2_auroc probe_dense_auroc
-        token_lookup_f1 token_lookup_f1_contextual always_on_f1"""
-    bases = [f"{name}_{kind}" for kind in ("residual", "pca", "probe") for name in ("coverage", "cc_coverage")]
-    assert {*expected.split(), *bases} <= set(summary())
+    expected = """coverage cc_coverage cc_coverage_unfloored coverage_contextual gain_over_token n_above_chance
+        cc_beyond_token cc_beyond_token_unfloored n_beyond_token cc_coverage_over_probe cc_beyond_token_over_probe
+        cc_beyond_ngrams cc_beyond_ngrams_unfloored n_beyond_ngrams cc_beyond_ngrams_over_probe
+        mcc chance_f1 coverage_validation probe_k1_auroc probe_k2_auroc probe_dense_auroc always_on_f1"""
+    beside = ("token", "bigram", "trigram", "residual", "pca", "probe")
+    names = [f"{name}_{kind}" for kind in beside for name in ("coverage", "cc_coverage", "coverage_contextual")]
+    names += [f"cc_beyond_ngrams_{kind}" for kind in ("residual", "pca", "probe")]
+    assert {*expected.split(), *names} <= set(summary())
+    assert not any(name.endswith(("_token_token", "ngrams_token", "ngrams_trigram")) for name in summary())
 
 
 def test_what_does_not_depend_on_the_sae_is_there_once() -> None:
-    for metric in ("coverage_residual", "coverage_pca", "coverage_probe", "token_lookup_f1", "probe_dense_auroc"):
+    for metric in ("coverage_residual", "coverage_pca", "coverage_probe", "coverage_trigram", "probe_dense_auroc"):
         assert summary()[metric].keys() == {"level-1"} and summary()[metric]["level-1"].keys() == {"seed-0"}
 
 
 def test_the_sae_that_holds_the_concepts_finds_them() -> None:
-    assert value("cc_coverage_contextual") > 0.85
-    assert value("contextual_gain") > 0.5
+    assert value("cc_beyond_ngrams") > 0.8 and value("n_beyond_ngrams") == N_CONCEPTS - 1
+    assert value("gain_over_token") > 0.5
     assert value("cc_coverage_residual") < value("cc_coverage") - 0.1
     assert value("probe_k1_auroc") > 0.95
     assert value("coverage_probe") > 0.9
@@ -91,7 +94,7 @@ def test_the_sae_that_holds_the_concepts_finds_them() -> None:
 
 
 def test_intervals_hold_their_values() -> None:
-    for metric in ("coverage", "cc_coverage", "contextual_gain", "coverage_pca", "token_lookup_f1"):
+    for metric in ("coverage", "cc_coverage", "gain_over_token", "coverage_pca", "coverage_token", "cc_beyond_ngrams"):
         cell = summary()[metric]["level-1"]["seed-0"]
         assert cell["low"] <= cell["value"] <= cell["high"]
 
@@ -112,18 +115,43 @@ def test_the_token_lookup_finds_the_lexical_concept_alone() -> None:
     table = concepts()
     assert table["f1_token"][0] == pytest.approx(1)
     assert (table["f1_token"][1:] < 0.6).all()
-    assert (table["cc_f1_contextual"] <= table["cc_f1"] + 1e-12).all()
+    assert (table["cc_f1_beyond_token"] <= table["cc_f1_unfloored"] + 1e-12).all()
+    assert (table["cc_f1_beyond_ngrams"] <= table["cc_f1_beyond_token"] + 1e-12).all()
 
 
-def test_the_token_lookup_is_learnt_on_fit() -> None:
-    store = open_store("main")
-    fit, validation = (read_labelled(store, s, 10**6, np.random.default_rng(0)) for s in ("fit", "validation"))
-    found = TokenLookup(fit, 20)
-    for batch in validation.batches(700):
-        found.observe(batch)
-    found.choose()
-    for batch in validation.batches(700):
-        assert np.array_equal(found.predict(batch)[:, 0], batch.tokens == 1)
+def test_the_lookups_are_learnt_on_the_counted_text() -> None:
+    table = concepts()
+    for name in ("token", "bigram", "trigram"):
+        assert table[f"f1_{name}"][0] == pytest.approx(1)
+    expected = corrected(
+        table["f1"].to_numpy(),
+        table[["f1_chance", "f1_token", "f1_bigram", "f1_trigram"]].to_numpy().max(1),
+    )
+    assert table["cc_f1_beyond_ngrams"].tolist() == pytest.approx(expected.tolist())
+    assert value("cc_beyond_ngrams") == pytest.approx(np.maximum(expected[1:], 0).mean(), rel=1e-7)
+
+
+def test_shares_of_the_ceiling_by_hand() -> None:
+    table = concepts(0, 1)
+    f0 = table["f1_chance"].to_numpy()
+    ratio = (
+        np.maximum(corrected(table["f1"].to_numpy(), f0), 0).mean()
+        / np.maximum(corrected(table["f1_probe"].to_numpy(), f0), 0).mean()
+    )
+    cell = summary()["cc_coverage_over_probe"]["level-0"]["seed-1"]
+    assert cell["value"] == pytest.approx(ratio, rel=1e-7) and cell["low"] <= ratio <= cell["high"]
+
+
+def test_seeds_of_the_followed_level_alone_are_scored_as_the_others(copy: Path) -> None:
+    before = summary()
+    more = Path("data/train/toy/more/seed-7")
+    shutil.copytree("data/train/toy/seed-0", more)
+    write_params(PARAMS.replace("more_seeds: []", "more_seeds: [7]"))
+    interpret.main("toy")
+    for metric in ("coverage", "cc_coverage", "cc_beyond_ngrams", "cc_beyond_ngrams_over_probe", "mcc"):
+        after = summary()[metric]
+        assert after["level-1"]["seed-7"] == after["level-1"]["seed-0"] == before[metric]["level-1"]["seed-0"]
+        assert after["level-0"].keys() == before[metric]["level-0"].keys()
 
 
 def test_probes_of_every_number_of_features() -> None:
@@ -189,12 +217,16 @@ def test_baselines_of_other_settings_are_refused(copy: Path) -> None:
 
 def test_the_baselines_numbers_are_those_of_the_revision() -> None:
     table = pd.read_parquet("data/baselines/main/detectors.parquet").groupby("detectors")
-    for name in ("residual", "pca", "probe"):
+    for name in ("residual", "pca"):
         found = table.get_group(name)
         assert value(f"coverage_{name}") == pytest.approx(found["f1"].mean(), rel=1e-7)
         cc = corrected(found["f1"].to_numpy(), found["f1_chance"].to_numpy())
         assert value(f"cc_coverage_unfloored_{name}") == pytest.approx(cc.mean(), rel=1e-7)
-    assert value("token_lookup_f1") == pytest.approx(table.get_group("token")["f1"].mean(), rel=1e-7)
+    level = concepts()["f1_chance"].to_numpy()  # what is no feature takes the level of the SAEs
+    for name in ("probe", "token", "bigram", "trigram"):
+        found = table.get_group(name)["f1"].to_numpy()
+        assert value(f"coverage_{name}") == pytest.approx(found.mean(), rel=1e-7)
+        assert value(f"cc_coverage_unfloored_{name}") == pytest.approx(corrected(found, level).mean(), rel=1e-7)
     joined = pd.read_parquet("data/interpret/toy/baselines.parquet")
     for name in ("residual", "pca"):
         rows, found = joined[joined["basis"] == name], table.get_group(name)

@@ -11,8 +11,9 @@ from stages import tokens
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import sha256
 from stages.lib.language.documents import Document, to_line
+from stages.lib.language.encoding import encode, special_ids
 from stages.lib.language.windows import Windows, read_windows
-from stages.tokens import encode, main, special_ids
+from stages.tokens import main
 from tests.hub import D_VOCAB, END, tiny_tokenizer, write_tiny
 from tests.settings import write_params
 
@@ -131,7 +132,7 @@ def test_how_much_is_tokenised_at_once_changes_nothing(project: Path, monkeypatc
         return {path.name: sha256(path) for path in sorted(Path("data/tokens").iterdir())}
 
     whole = digests()
-    monkeypatch.setattr(tokens, "CHUNK", 100)
+    monkeypatch.setattr("stages.lib.language.encoding.CHUNK", 100)
     assert digests() == whole
 
 
@@ -139,7 +140,7 @@ def test_encoding_adds_drops_and_pads_nothing() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    (document,) = encode(tokenizer, iter([Document("a", "é1\n", "text")]))
+    (document,) = encode(tokenizer.backend_tokenizer, iter([Document("a", "é1\n", "text")]))
     assert tokenizer.decode(document.ids) == "é1\n"
     assert document.spans.tolist() == [[0, 1], [0, 1], [1, 2], [2, 3]]  # two bytes of one character, then two
 

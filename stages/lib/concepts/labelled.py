@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.lib.activations.parts import draw_rows, read_rows
 from stages.lib.activations.store import Store
 from stages.lib.concepts.labels import read_labels
+from stages.lib.concepts.ngrams import contexts
 from stages.lib.io.errors import UserError
 from stages.lib.language.windows import read_windows
 
@@ -27,9 +28,15 @@ class Batch(NamedTuple):
     """Raw activations."""
     labels: npt.NDArray[np.bool_]
     """[token, concept]"""
-    tokens: npt.NDArray[np.int64]
+    context: npt.NDArray[np.int64]
+    """[token, 3]: `stages.lib.concepts.ngrams.contexts`"""
     documents: npt.NDArray[np.int64]
     """Numbered from 0 within the part, without gaps."""
+
+    @property
+    def tokens(self) -> Int[np.ndarray, " token"]:
+        """The token ids."""
+        return self.context[:, -1]
 
 
 def in_first_half(documents: Int[np.ndarray, " any"]) -> Bool[np.ndarray, " any"]:
@@ -49,13 +56,19 @@ class Labelled:
     split: str
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.bool_]
-    tokens: npt.NDArray[np.int64]
+    context: npt.NDArray[np.int64]
+    """[token, 3]: `stages.lib.concepts.ngrams.contexts`"""
     documents: npt.NDArray[np.int64]
     n_documents: int
 
     def __len__(self) -> int:
         """How many tokens the part has."""
         return len(self.rows)
+
+    @property
+    def tokens(self) -> Int[np.ndarray, " token"]:
+        """The token ids."""
+        return self.context[:, -1]
 
     def x(self) -> Float[Tensor, "token d_in"]:
         """The raw activations of all tokens."""
@@ -71,7 +84,7 @@ class Labelled:
         for start in range(0, len(self.rows), size):
             part = slice(start, start + size)
             x = read_rows(self.store, self.split, self.rows[part])
-            yield Batch(x, self.labels[part], self.tokens[part], self.documents[part])
+            yield Batch(x, self.labels[part], self.context[part], self.documents[part])
 
 
 def read_labelled(store: Store, split: str, n_tokens: int, generator: np.random.Generator) -> Labelled:
@@ -81,8 +94,8 @@ def read_labelled(store: Store, split: str, n_tokens: int, generator: np.random.
     rows = draw_rows(positions // windows.n_ctx, n_tokens, generator)
     chosen = positions[rows]
     found, documents = np.unique(windows.document.numpy()[chosen // windows.n_ctx], return_inverse=True)
-    tokens = windows.tokens.flatten().numpy()[chosen].astype(np.int64)
-    return Labelled(store, split, rows, read_labels(split, chosen), tokens, documents, len(found))
+    context = contexts(windows.tokens.numpy(), chosen)
+    return Labelled(store, split, rows, read_labels(split, chosen), context, documents, len(found))
 
 
 def usable_concepts(parts: Sequence[Labelled]) -> npt.NDArray[np.int64]:

@@ -20,10 +20,13 @@ from stages.lib.io.files import read_json, write_json
 
 CONCEPTS = Path("data/concepts")
 SPLITS = ("fit", "validation", "test")
+ROWS = 1 << 16
+"""Rows that are unpacked at a time."""
 
-Kind = Literal["lexical", "syntactic", "contextual", "positional"]
-"""What a reader must know to tell the concept: the piece of text itself, its role in the statement or sentence, more of
-the text than that, or only the place in the line, the block or the document."""
+Kind = Literal["lexical", "local", "syntactic", "contextual", "positional"]
+"""What a reader must know to tell the concept: the piece of text itself, it and the one or two words or symbols before
+it, its role in the statement or sentence, more of the text than that, or only the place in the line, the block or the
+document."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ def pack(labels: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def unpack(packed: NDArray[np.uint8], n_concepts: int) -> NDArray[np.bool_]:
     """The inverse of `pack`."""
     return np.unpackbits(packed, axis=1, count=n_concepts).astype(np.bool_)
+
+
+def select_columns(packed: NDArray[np.uint8], columns: NDArray[np.int64], n_concepts: int) -> NDArray[np.uint8]:
+    """Packed labels of some of the concepts."""
+    blocks = [pack(unpack(packed[i : i + ROWS], n_concepts)[:, columns]) for i in range(0, len(packed), ROWS)]
+    return np.concatenate(blocks)
 
 
 def write_concepts(concepts: Sequence[Concept]) -> None:

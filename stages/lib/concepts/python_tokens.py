@@ -2,6 +2,9 @@
 
 Spans of expressions are those of `ast`: they leave out redundant parentheses around them. Source that does not parse
 gets the concepts that its tokens alone can tell (`Source.tree` is None), and none if it is no sequence of tokens.
+
+Local concepts are those that a token of Python, its kind and the kinds of the two tokens before it tell: a list of such
+triples has an F1 of at least 0.95 for them, and of less for all other concepts of single tokens.
 """
 
 import re
@@ -95,11 +98,12 @@ def _lexical() -> Iterable[Spec]:
 
 
 def _statements() -> Iterable[Spec]:
-    yield from _specs("syntactic", "after_opening after_comma after_equals after_operator after_keyword after_dot "
+    yield from _specs("local", "after_opening after_comma after_equals after_operator after_keyword after_dot "
                       "after_colon after_closing", group="previous_token")  # fmt: skip
-    yield from _specs("syntactic", "statement_start decorator function_signature import_statement")
-    yield from _specs("syntactic", "definition_name", ("name",))
-    yield from _specs("syntactic", "function_name class_name", ("definition_name",), "definition_name")
+    yield Spec("statement_start", "local")
+    yield from _specs("syntactic", "decorator function_signature import_statement")
+    yield from _specs("local", "definition_name", ("name",))
+    yield from _specs("local", "function_name class_name", ("definition_name",), "definition_name")
     yield from _specs("contextual", "method_name", ("function_name",))
     yield from _specs("syntactic", "parameter", ("variable",))
     yield from _specs("syntactic", "first_parameter later_parameter", ("parameter",), "parameter_place")
@@ -114,7 +118,7 @@ def _statements() -> Iterable[Spec]:
 
 
 def _expressions() -> Iterable[Spec]:
-    yield from _specs("syntactic", "call_parenthesis", ("opening_parenthesis",))
+    yield from _specs("local", "call_parenthesis", ("opening_parenthesis",))
     yield from _specs("contextual", "call_closing_parenthesis", ("closing_parenthesis",))
     yield from _specs("syntactic", "call_name?", ("name",))
     yield from _specs("syntactic", "called_method?", ("call_name", "attribute"))
@@ -122,11 +126,11 @@ def _expressions() -> Iterable[Spec]:
     yield from _specs("contextual", "first_argument second_argument later_argument", ("call_argument",), "argument")
     yield from _specs("syntactic", "keyword_argument_name?", ("name", "call_argument"))
     yield from _specs("syntactic", "keyword_argument_value", ("call_argument",))
-    yield from _specs("syntactic", "attribute", ("name",))
-    yield from _specs("syntactic", "self_attribute attribute_of_call attribute_of_attribute", ("attribute",),
-                      "attribute_owner")  # fmt: skip
+    yield from _specs("local", "attribute", ("name",))
+    yield from _specs("local", "self_attribute attribute_of_call", ("attribute",), "attribute_owner")
+    yield from _specs("syntactic", "attribute_of_attribute", ("attribute",), "attribute_owner")
     yield from _specs("syntactic", "attribute_target?", ("attribute",))
-    yield from _specs("syntactic", "subscript_bracket", ("opening_square_bracket",))
+    yield from _specs("local", "subscript_bracket", ("opening_square_bracket",))
     yield from _specs("syntactic", "subscript_index lambda starred")
     yield from _specs("syntactic", "slice?", ("subscript_index",))
     yield from _specs("syntactic", "lambda_body", ("lambda",))
@@ -142,11 +146,11 @@ def _expressions() -> Iterable[Spec]:
     yield from _specs("syntactic", "exponent divisor modulus", ("binary_operation",))
     yield from _specs("syntactic", "comparison_right", ("comparison",))
     yield from _specs("syntactic", "boolean_later_operand", ("boolean_operation",))
-    yield from _specs("syntactic", "binary_operator sign", ("operator",), "operator_arity")
+    yield from _specs("local", "binary_operator sign", ("operator",), "operator_arity")
     yield from _specs("syntactic", "comprehension_for", ("keyword_for",))
     yield from _specs("syntactic", "comprehension_if conditional_if", ("keyword_if",), "if_role")
     yield from _specs("syntactic", "conditional_else", ("keyword_else",))
-    yield from _specs("syntactic", "membership_in", ("keyword_in",))
+    yield from _specs("local", "membership_in", ("keyword_in",))
 
 
 def _contextual() -> Iterable[Spec]:
@@ -162,7 +166,7 @@ def _contextual() -> Iterable[Spec]:
     yield from _specs("contextual", "method_body", ("function_body",))
     yield from _specs("contextual", "nested_function", ("function_body",))
     yield from _specs("contextual", "function_first_statement function_last_statement?", ("function_body",))
-    yield from _specs("contextual", "variable", ("name",))
+    yield from _specs("local", "variable", ("name",))
     yield from _specs("contextual", "variable_new_in_function? variable_seen_in_function?", ("variable",),
                       "variable_history")  # fmt: skip
     yield from _specs("contextual", "parameter_use? local_variable_use? imported_name_use? earlier_definition_use?",

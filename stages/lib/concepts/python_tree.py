@@ -80,8 +80,9 @@ class TreePainter:
                 continue
             if type(node) in _HANDLERS:
                 _HANDLERS[type(node)](self, node)
-            stays = context.in_class and isinstance(node, ast.If | ast.Try | ast.With)
-            self._push(list(ast.iter_child_nodes(node)), context._replace(in_class=stays))
+            if context.in_class and not isinstance(node, ast.If | ast.Try | ast.With):
+                context = context._replace(in_class=False)
+            self._push(list(ast.iter_child_nodes(node)), context)
         self._paint_uses()
         self._paint_depths()
 

@@ -56,7 +56,7 @@ SPECS = (
     Spec("sentence_tenth_word_up", "contextual", ("word",)),
     Spec("sentence_twentieth_word_up", "contextual", ("sentence_tenth_word_up",)),
     Spec("capitalised_inside_sentence", "contextual", ("capitalised_word",), needs_lookahead=True),
-    Spec("word_after_comma", "contextual", ("word",)),
+    Spec("word_after_comma", "local", ("word",)),
     Spec("word_seen_before", "contextual", ("word",), "word_history", needs_lookahead=True),
     Spec("word_not_seen_before", "contextual", ("word",), "word_history", needs_lookahead=True),
     Spec("inside_parentheses", "contextual"),

@@ -30,7 +30,8 @@ class DetectionParams(params.Params):
     n_sample: PositiveInt
     """Tokens of each split behind the maxima, the probes and the shifted labels."""
     n_shifts: PositiveInt
-    """Shifts behind each chance level; those of an SAE level are shared among its seeds."""
+    """Shifts behind each chance level, at best 99 or more (`stages.lib.detectors.coverage.chance_level`); those of an
+    SAE level are shared among its seeds."""
     n_resamples: PositiveInt
     """Resamples of test documents behind each interval."""
     l2: PositiveFloat
@@ -58,8 +59,9 @@ class Detected(NamedTuple):
 
     score: Score
     """On test."""
-    chance: npt.NDArray[np.float64]
-    """F0 of each concept without the token lookup."""
+    chance: npt.NDArray[np.float64] | None
+    """F0 of each concept without the lookups; None for detectors that are no features, which have that of the SAE they
+    stand beside."""
     choice: Choice | None
     """The chosen features, with their validation F1; None for detectors that are no features."""
 

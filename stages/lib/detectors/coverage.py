@@ -1,16 +1,19 @@
-"""How much of a list of concepts a set of features detects, corrected for what chance and the token id alone reach.
+"""How much of a list of concepts a set of features detects, corrected for what chance and the text alone reach.
 
 For each concept the best feature and threshold on validation are scored on test (`stages.lib.detectors.counts`);
 coverage is the mean F1 over concepts (Karvonen et al. 2024, arXiv 2408.00113, section 3.1, there without the held-out
 split). With
 
-    F0 = max(2 p / (1 + p), 99th percentile of the F1 that the same selection reaches on shifted labels)
+    F0 = max(2 p / (1 + p), the F1 that one in a hundred of the same selections reaches on shifted labels)
     cc = (F1 - F0) / (1 - F0)
 
-where 2 p / (1 + p) is the F1 of firing always; the contextual form takes the token lookup's F1 into the maximum, over
-concepts that are neither lexical nor positional and need no look ahead, which a causal model does not have.
+where 2 p / (1 + p) is the F1 of firing always. Beyond the token, F0 is also at least the F1 of a table of token ids;
+beyond n-grams, at least that of tables of one, two and three tokens (`stages.lib.detectors.ngram_lookup`). These two
+are means over the contextual concepts: those that are neither lexical nor local nor positional and need no look ahead,
+which a causal model does not have. A cc below 0 counts as 0 unless a name says `unfloored`.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -91,8 +94,14 @@ def always_on(prevalence: Float[np.ndarray, " concept"]) -> Float[np.ndarray, " 
 def chance_level(
     prevalence: Float[np.ndarray, " concept"], null: Float[np.ndarray, "shift concept"]
 ) -> Float[np.ndarray, " concept"]:
-    """F0 without the token lookup; with fewer than 100 shifts the percentile is close to the largest of them."""
-    level: npt.NDArray[np.float64] = np.maximum(always_on(prevalence), np.percentile(null, CHANCE_PERCENTILE, axis=0))
+    """F0: of m shifts the ceil(0.99 (m + 1))-th smallest F1, or the F1 of firing always if that is larger.
+
+    One more exchangeable F1 is above the k-th smallest of m with a probability of at most (m + 1 - k) / (m + 1): with
+    99 shifts the largest of them is passed by chance in one of a hundred. With fewer than 99 the largest is taken,
+    which is passed in one of m + 1. (The interpolated 99th percentile of 20 would be passed in one of 19.)
+    """
+    rank = min(-(-CHANCE_PERCENTILE * (len(null) + 1) // 100), len(null))
+    level: npt.NDArray[np.float64] = np.maximum(always_on(prevalence), np.sort(null, axis=0)[rank - 1])
     return level
 
 
@@ -103,28 +112,43 @@ def corrected(score: Float[np.ndarray, "*any"], chance: Float[np.ndarray, "*#any
     return result
 
 
+def beyond(
+    f0: Float[np.ndarray, " concept"], lookups: Mapping[str, Float[np.ndarray, "*batch concept"]]
+) -> dict[str, Float[np.ndarray, "*batch concept"]]:
+    """F0 with the F1 of the token lookup, and with those of all lookups, as `token` and `ngrams`."""
+    return {
+        "token": np.maximum(f0, lookups["token"]),
+        "ngrams": np.maximum(f0, np.maximum.reduce([*lookups.values()])),
+    }
+
+
 def averages(
     f1: Float[np.ndarray, "*batch concept"],
-    f1_token: Float[np.ndarray, "*batch concept"],
     f0: Float[np.ndarray, " concept"],
+    lookups: Mapping[str, Float[np.ndarray, "*batch concept"]],
     contextual: Bool[np.ndarray, " concept"],
 ) -> dict[str, Float[np.ndarray, "*batch"]]:
     """The averages over concepts that stand for a set of features; contextual ones only if there are such concepts.
 
-    `contextual_gain` is the mean over all concepts of (F1 - F1_token) where positive.
+    Names that begin with `n_` are numbers of concepts whose F1 is above F0; `gain_over_token` is the mean over all
+    concepts of F1 - F1_token where positive.
     """
     cc = corrected(f1, f0)
     found = {
         "coverage": f1.mean(-1),
         "cc_coverage": np.maximum(cc, 0).mean(-1),
         "cc_coverage_unfloored": cc.mean(-1),
-        "contextual_gain": np.maximum(f1 - f1_token, 0).mean(-1),
+        "n_above_chance": (cc > 0).sum(-1),
+        "gain_over_token": np.maximum(f1 - lookups["token"], 0).mean(-1),
     }
     if contextual.any():
-        beyond = corrected(f1, np.maximum(f0, f1_token))[..., contextual]
         found["coverage_contextual"] = f1[..., contextual].mean(-1)
-        found["cc_coverage_contextual"] = np.maximum(beyond, 0).mean(-1)
-    return {name: np.asarray(value) for name, value in found.items()}
+        for name, level in beyond(f0, lookups).items():
+            own = corrected(f1, level)[..., contextual]
+            found[f"cc_beyond_{name}"] = np.maximum(own, 0).mean(-1)
+            found[f"cc_beyond_{name}_unfloored"] = own.mean(-1)
+            found[f"n_beyond_{name}"] = (own > 0).sum(-1)
+    return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 
 class Score(NamedTuple):

@@ -80,14 +80,24 @@ def concept_null(
     return np.stack(null)
 
 
-def feature_null(track: Track, by: Int[np.ndarray, " shift"]) -> Float[np.ndarray, " d_sae"]:
-    """For each feature the mean over shifts of its highest MCC with a shifted concept, at threshold 0."""
-    keys = members(track.row, track.feature, track.d_sae)
-    fired = np.diff(keys.first)[:, None]
-    positives = track.labels.sum(0)
-    total = np.zeros(track.d_sae)
-    for labels in rotations(track.labels, by):
-        both = np.zeros((track.d_sae, labels.n_concepts), np.int32)
+def feature_null(
+    validation: Track, test: Track, by_validation: Int[np.ndarray, " shift"], by_test: Int[np.ndarray, " shift"]
+) -> Float[np.ndarray, "shift d_sae"]:
+    """MCC on shifted test labels of the concept that is best for the feature on shifted validation labels.
+
+    Both at threshold 0. Choice and score are on different documents, as for the observed number, so chance is about 0
+    however many concepts there are to choose from; the highest MCC on one set of labels would not be.
+    """
+    keys = members(validation.row, validation.feature, validation.d_sae)
+    fired, positives = np.diff(keys.first)[:, None], validation.labels.sum(0)
+    test_fired, test_positives = np.bincount(test.feature, minlength=test.d_sae), test.labels.sum(0)
+    both = np.empty((validation.d_sae, validation.labels.shape[1]), np.int32)
+    null = []
+    for labels, other in zip(rotations(validation.labels, by_validation), rotations(test.labels, by_test), strict=True):
+        both[:] = 0
         add_label_sums(both, keys, labels)
-        total += mcc(both, fired, positives, len(labels)).max(1)
-    return total / len(by)
+        concept = mcc(both, fired, positives, len(labels)).argmax(1)
+        present = other.labels()[test.row, concept[test.feature]]
+        hits = np.bincount(test.feature, present, test.d_sae).astype(np.int64)  # sums of 0 and 1, exact in float64
+        null.append(mcc(hits, test_fired, test_positives[concept], len(other)))
+    return np.stack(null)

@@ -1,6 +1,6 @@
 """What else tells a concept from a token: its id alone, all of the activation, or a few features.
 
-- Token lookup: P(c | token id) = (n_vc + 1/2) / (n_v + 1) from counts (Jeffreys' prior), thresholded.
+- Token lookup: P(c | token id) from counts, smoothed towards the concept's rate, thresholded.
 - Dense probe, the ceiling: logistic regression on the whitened activation with a penalty l2 / 2 ||w||^2 on the mean
   log-loss. Whitening makes the problem well-conditioned and the penalty the same for all directions.
 - k-sparse probe: the k features with the largest |mean over positives - mean over negatives| (Gurnee et al. 2023,
@@ -31,8 +31,13 @@ MAX_ITERATIONS = 40
 def lookup(
     positives: Int[np.ndarray, "token_id concept"], totals: Int[np.ndarray, " token_id"]
 ) -> Float[np.ndarray, "token_id concept"]:
-    """P(concept | token id) with half a count added to both outcomes; 1/2 for ids never seen."""
-    probability: npt.NDArray[np.float64] = (positives + 0.5) / (totals[:, None] + 1)
+    """P(concept | token id) as if two more tokens of each id had been seen, with the concept's rate.
+
+    Ids that were never seen get that rate. Smoothed towards 1/2 instead, ids that were never or rarely seen would be
+    taken for any rare concept.
+    """
+    rate = positives.sum(0) / max(1, int(totals.sum()))
+    probability: npt.NDArray[np.float64] = (positives + 2 * rate) / (totals[:, None] + 2)
     return probability
 
 

@@ -1,8 +1,9 @@
 """The results of `stages.baselines` on disk: `data/baselines/<revision>`.
 
-`detectors.parquet` has a row for each concept and set of detectors (`token`, `probe`, `residual`, `pca`), in the order
-of the concepts; `best_feature`, `tenths` (the threshold, in tenths of the feature's maximum) and `f1_validation` are
-missing for the first two. `baselines.safetensors` holds their F1 on resampled documents, `resampled/<set>` [resample,
+`detectors.parquet` has a row for each concept and set of detectors (`token`, `bigram`, `trigram`, `probe`, `residual`,
+`pca`), in the order of the concepts; `f1_chance`, `best_feature`, `tenths` (the threshold, in tenths of the feature's
+maximum) and `f1_validation` are missing for the first four. Their chance level is that of the SAE that they stand
+beside. `baselines.safetensors` holds their F1 on resampled documents, `resampled/<set>` [resample,
 concept], and the dense probe, `probe/weights` [d_in, concept] and `probe/bias` [concept]; its description says what the
 numbers belong to.
 """
@@ -44,10 +45,11 @@ def identity(own: DetectionParams, d_sae: int, concepts: Sequence[Concept]) -> d
 
 
 def _table(name: str, found: Detected, concepts: list[str]) -> pd.DataFrame:
-    columns = {"concept": concepts, "f1": found.score.f1, "mcc": found.score.mcc, "f1_chance": found.chance}
+    columns = {"concept": concepts, "f1": found.score.f1, "mcc": found.score.mcc}
     table = pd.DataFrame(columns).assign(detectors=name)
     if found.choice is None:
         return table
+    table["f1_chance"] = found.chance
     feature, tenths, score = found.choice
     return table.assign(best_feature=feature, tenths=tenths, f1_validation=score)
 
@@ -84,9 +86,9 @@ def read_baselines(revision: str, description: dict[str, Any]) -> Baselines:
     for name in table["detectors"].unique():
         rows = table[table["detectors"] == name]
         score = Score(rows["f1"].to_numpy(), content[f"resampled/{name}"].numpy(), rows["mcc"].to_numpy())
-        choice = None
+        choice, chance = None, None
         if rows["best_feature"].notna().all():
             feature, tenths = (rows[column].to_numpy(np.int64) for column in ("best_feature", "tenths"))
-            choice = Choice(feature, tenths, rows["f1_validation"].to_numpy())
-        detected[name] = Detected(score, rows["f1_chance"].to_numpy(), choice)
+            choice, chance = Choice(feature, tenths, rows["f1_validation"].to_numpy()), rows["f1_chance"].to_numpy()
+        detected[name] = Detected(score, chance, choice)
     return Baselines(detected, Probe(content["probe/weights"], content["probe/bias"]))

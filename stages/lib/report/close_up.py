@@ -193,7 +193,8 @@ def heat_map(shown: Shown, n_tokens: int) -> Figure | None:
         return None
     best = zip(shown.features["feature"], shown.features["best_concept"], strict=True)
     labels = {int(feature): str(concept) for feature, concept in best if isinstance(concept, str)}
-    return single.heat_map(*most_at_home, labels)
+    largest = dict(zip(shown.features["feature"].astype(int), shown.features["max_act"].astype(float), strict=True))
+    return single.heat_map(*most_at_home, labels, largest)
 
 
 def feature_map(shown: Shown, member: Member) -> Figure | None:

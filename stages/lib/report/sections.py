@@ -79,10 +79,10 @@ def emergence(results: Results, ends: Mapping[str, float]) -> list[Block]:
 
 def interpretability(results: Results, arm: str) -> list[Block]:
     """Question 5, with what was found of directions and of effects on the language model."""
-    clusters = read_json(REPORTS / "embed" / "clusters.json")
+    clusters, counted = read_json(REPORTS / "embed" / "clusters.json"), read_json(DATA / "concepts" / "ngrams.json")
     nodes = tables(results, "attribution", "nodes")
     return [
-        *illustrated(fifth.interpretability(results), fifth_figures.coverage(results)),
+        *illustrated(fifth.interpretability(results, counted), fifth_figures.coverage(results)),
         *illustrated(structure.clusters(results, clusters), map_of_features(results, arm)),
         *illustrated(structure.attribution(results), structure_figures.attribution(results, nodes)),
         *structure.errors(results),

@@ -72,9 +72,7 @@ def more_members(arm: str, seeds: Iterable[int], root: Path = TRAIN) -> list[Mem
 def _trained(directory: Path, stage: str) -> Any:
     path = directory / "train.json"
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing; `dvc pull {stage}` brings it from a remote, `dvc repro {stage}` trains it"
-        )
+        raise UserError(f"{path} is missing; `dvc pull {stage}` brings it from a remote, `dvc repro {stage}` trains it")
     return read_json(path)
 
 

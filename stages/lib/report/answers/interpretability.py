@@ -1,6 +1,7 @@
 """Question 5: how do sparsity mechanisms affect interpretability?"""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -38,8 +39,11 @@ BESIDE = {"token": "token lookup", "bigram": "bigram lookup", "trigram": "trigra
 """What detects concepts without an SAE, by the end of its metrics' names."""
 
 
-def interpretability(results: Results) -> list[Block]:
-    """Question 5: how do sparsity mechanisms affect interpretability?"""
+def interpretability(results: Results, counted: Mapping[str, Any] | None = None) -> list[Block]:
+    """Question 5: how do sparsity mechanisms affect interpretability?
+
+    `counted` is `data/concepts/ngrams.json`: how much text the tables of n-grams were counted in.
+    """
     cells = {arm: cell for arm, cell in results.matched(ENDPOINT).items() if arm in results.tested}
     if not cells:
         return [absent(f"Concept coverage beyond n-grams at L0 {results.l0:g}")]
@@ -50,12 +54,24 @@ def interpretability(results: Results) -> list[Block]:
     return [*blocks, Note("Caveat", (
         "A table of n-grams is learnt from labels, a feature is only picked by them: that a table detects a concept "
         "better does not make the feature bad, but its F1 then shows no more than what is near the token. "
-        "More labelled text makes the tables stronger and every number beyond them smaller. Concepts below 0 count as "
+        f"{_counted(counted)} Concepts below 0 count as "
         "0, which raises means of noise. Interpretability here means that single features detect concepts labelled "
         "exactly from the syntax of held-out text; a concept that is split over several features counts as found by "
         "the best of them alone, concepts nobody listed do not count, and no reader judged the features. Interpolated "
         "at equal L0, not at equal FVU."
     ))]  # fmt: skip
+
+
+def _counted(counted: Mapping[str, Any] | None) -> str:
+    """In how much text the tables were counted, and whether more would have told them more."""
+    more = "labelled text makes the tables stronger and every number beyond them smaller."
+    if counted is None:
+        return f"More {more}"
+    seen, half = (counted["seen"][text]["test"]["trigram"] for text in ("all", "half"))
+    return (
+        f"The tables were counted on {counted['n_tokens']:,} tokens, which have {seen:.1%} of the test tokens' "
+        f"trigrams (half of that text: {half:.1%}); more {more}"
+    )
 
 
 def names(results: Results) -> dict[str, str]:

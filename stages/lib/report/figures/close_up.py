@@ -12,10 +12,12 @@ from stages.lib.report.figures.plate import plate
 from stages.lib.report.page import Figure
 
 
-def heat_map(found: Stretch, features: Sequence[int], labels: Mapping[int, str]) -> Figure:
-    """Activations of features along a passage, each feature scaled to its maximum in it."""
-    values = found.feature_acts.T
-    scaled = values / np.maximum(values.max(axis=1, keepdims=True), 1e-12)
+def heat_map(
+    found: Stretch, features: Sequence[int], labels: Mapping[int, str], largest: Mapping[int, float]
+) -> Figure:
+    """Activations of features along a passage, each scaled to the feature's largest one in the whole split."""
+    most = np.array([[largest[feature]] for feature in features], np.float64)
+    scaled = np.minimum(found.feature_acts.T / np.maximum(most, 1e-12), 1.0)
     names = [f"{feature} {labels.get(feature, '')}".strip() for feature in features]
     tokens = [token.replace("\n", "⏎").replace(" ", "·").replace("$", r"\$") for token in found.tokens]
     tokens = [token if len(token) <= 14 else f"{token[:13]}…" for token in tokens]
@@ -23,9 +25,9 @@ def heat_map(found: Stretch, features: Sequence[int], labels: Mapping[int, str])
     with plate("heat_map", 10.0, 1.4 + 0.19 * len(names) + 0.3) as drawn:
         draw.heat_map(drawn.axes[0], matrix, limits=(0.0, 1.0))
     return drawn.captioned(
-        f"Features against the tokens of a passage of `{found.document}` (test split), each row scaled to its maximum "
-        "there. Rows are the features with the largest share of their activation in the passage; beside the number, "
-        "the feature's best concept."
+        f"Features against the tokens of a passage of `{found.document}` (test split), each row scaled to the "
+        "feature's largest activation on test. Rows are the features with the largest share of their activation in "
+        "the passage; beside the number, the feature's best concept."
     )
 
 
