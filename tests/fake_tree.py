@@ -257,7 +257,7 @@ def write_details() -> None:
             concepts[i] if rate > 0 else None
             for i, rate in zip(generator.integers(0, 6, n), table["rate"], strict=True)
         ]
-        table["mean_act"], table["n_firings"] = 1.0, (table["rate"] * 1e5).astype(int)
+        table["mean_act"], table["max_act"], table["n_firings"] = 1.0, 3.0, (table["rate"] * 1e5).astype(int)
         write_parquet(Path(f"data/frequency/{arm}/features.parquet"), table)
         keys = [(seed, 1, step) for seed in SEEDS for step in STEPS]
         parts, rows = [], []
