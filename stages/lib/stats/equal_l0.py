@@ -96,13 +96,26 @@ def middle(targets: Sequence[float]) -> float:
 
 
 def nearest_levels(rows: pd.DataFrame, target: float) -> dict[tuple[str, int], int]:
-    """For each (arm, seed) the level whose L0 is nearest to the target on a log scale."""
+    """For each (arm, seed) the level whose L0 is nearest to the target on a log scale.
+
+    A seed with a single level counts only if that is the level of the arm's other seeds: it may be far from the target.
+    """
     chosen: dict[tuple[str, int], int] = {}
+    several: dict[str, set[int]] = {}
+    single = []
     measured = rows[(rows["metric"] == "l0") & (rows["value"] > 0)]
     keys: Any
     for keys, group in measured.groupby(["arm", "seed"]):
+        arm, seed = str(keys[0]), int(keys[1])
         distance = np.abs(np.log(group["value"].to_numpy(float)) - np.log(target))
-        chosen[str(keys[0]), int(keys[1])] = int(group["level"].to_numpy()[int(distance.argmin())])
+        chosen[arm, seed] = int(group["level"].to_numpy()[int(distance.argmin())])
+        if len(group) > 1:
+            several.setdefault(arm, set()).add(chosen[arm, seed])
+        else:
+            single.append((arm, seed))
+    for arm, seed in single:
+        if arm in several and chosen[arm, seed] not in several[arm]:
+            del chosen[arm, seed]
     return chosen
 
 
