@@ -144,6 +144,6 @@ def test_a_single_level_far_from_the_target_stands_for_nothing() -> None:
         return [{"arm": "a", "seed": seed, "level": i, "metric": "l0", "value": l0} for i, l0 in levels.items()]
 
     rows = pd.DataFrame([*of(0, {0: 8.0, 1: 15.9, 2: 33.0}), *of(1, {1: 16.2})])
-    assert equal_l0.nearest_levels(rows, 16) == {("a", 0): 1, ("a", 1): 1}
-    assert equal_l0.nearest_levels(rows, 32) == {("a", 0): 2}
-    assert equal_l0.nearest_levels(rows[rows["seed"] == 1], 32) == {("a", 1): 1}  # there is no other
+    assert equal_l0.nearest_levels(rows, 16.0) == {("a", 0): 1, ("a", 1): 1}
+    assert equal_l0.nearest_levels(rows, 32.0) == {("a", 0): 2}
+    assert equal_l0.nearest_levels(rows[rows["seed"] == 1], 32.0) == {("a", 1): 1}  # there is no other
