@@ -65,7 +65,6 @@ SETTINGS: dict[str, Any] = {
     "emergence.min_positives": 20,
     "emergence.n_shifts": 5,
     "emergence.n_permutations": 50,
-    "emergence.n_resamples": 50,
     "attribution.n_windows": 4,
     "attribution.n_random": 20,
     "attribution.n_stratum": 5,

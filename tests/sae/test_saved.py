@@ -187,6 +187,6 @@ def test_members_come_from_train_json_and_not_from_the_directory(tmp_path: Path)
 
 def test_missing_member_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"train.json is missing; `dvc pull train` .*`dvc repro train@topk-3` trains it"
+        UserError, match=r"train.json is missing; `dvc pull train@topk-3` .*`dvc repro train@topk-3` trains it"
     ):
         members("topk", [3], tmp_path)
