@@ -333,7 +333,7 @@ def test_an_sae_that_explains_nothing_gives_no_table(settled: Path) -> None:
 
 def test_another_k_re_runs_that_arm_and_what_joins_the_arms(copy: Path) -> None:
     toy.edit(copy, {"saes.topk.l0": [2, 4, 9]})
-    arm = {"train@topk-0", "train@topk-1", *(f"{stage}@topk" for stage in ANALYSES)}
+    arm = {"train@topk-0", "train@topk-1", "train_more@topk", *(f"{stage}@topk" for stage in ANALYSES)}
     assert ran(repro(copy)) == {"check", *arm, "embed", "compare", "report"}
 
 
@@ -369,8 +369,8 @@ EDITS: list[tuple[dict[str, str], set[str]]] = [
     (WORDS, set()),
     (NEW, set()),
     ({"stages/saes/relu.py": CODE, "stages/models/pretrained.py": CODE}, set()),  # chosen by no setting
-    ({"stages/saes/topk.py": CODE}, {"train@topk-0", "train@topk-1"}),
-    ({"stages/saes/batch_topk.py": CODE}, {"train@untrained-0", "train@untrained-1"}),
+    ({"stages/saes/topk.py": CODE}, {"train@topk-0", "train@topk-1", "train_more@topk"}),
+    ({"stages/saes/batch_topk.py": CODE}, {"train@untrained-0", "train@untrained-1", "train_more@untrained"}),
     ({"stages/lib/emergence/trajectories.py": CODE}, {f"emergence@{arm}" for arm in ARMS}),
     ({"stages/lib/report/draw.py": CODE, "stages/embed.py": CODE}, {"report", "embed"}),
     ({"stages/sources/local_files.py": CODE}, {"corpus"}),
