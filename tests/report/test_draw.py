@@ -158,16 +158,6 @@ def test_ridges_stand_above_one_another_scaled_to_their_own_maximum() -> None:
         assert png(figure).startswith(b"\x89PNG")
 
 
-def test_points_have_the_colour_of_their_kind_and_are_grey_without_one() -> None:
-    points = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 3.0], "kind": ["lexical", "", "lexical"]})
-    with canvas(3.0, 2.0) as (figure, (axes,)):
-        draw.scatter_by_kind(axes, points)
-        found = {points.get_label(): points.get_offsets().tolist() for points in axes.collections}
-        assert found == {"no concept": [[1.0, 0.0]], "lexical": [[0.0, 1.0], [2.0, 3.0]]}
-        assert not np.array_equal(*(points.get_facecolor()[0, :3] for points in axes.collections))
-        assert png(figure).startswith(b"\x89PNG")
-
-
 def test_empty_axes_say_why() -> None:
     with canvas(3.0, 2.0) as (figure, (axes,)):
         draw.empty(axes, "nothing was measured")

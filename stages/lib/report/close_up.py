@@ -20,7 +20,7 @@ from stages.lib.language.documents import read_documents
 from stages.lib.language.windows import Windows, read_windows
 from stages.lib.report.contexts import Reading, Stretch, one_per_document, stretch, strongest_rows
 from stages.lib.report.figures import close_up as single
-from stages.lib.report.figures.plate import MAX_ROWS, kinds
+from stages.lib.report.figures.plate import MAX_ROWS
 from stages.lib.report.figures.structure import embedding
 from stages.lib.report.page import Block, Figure, Passage, Passages, Text
 from stages.lib.report.results import Results
@@ -127,8 +127,6 @@ def concept_cosines(shown: Shown, concepts: Sequence[str], features: Sequence[in
 
 
 DATA = Path("data")
-KNOWN_MCC = 0.1
-"""Calibrated MCC from which the map of features shows a feature's concept."""
 
 
 class Size(NamedTuple):
@@ -209,15 +207,9 @@ def feature_map(shown: Shown, member: Member) -> Figure | None:
     return single.feature_map(cosines, names, [str(feature) for feature in chosen], member.arm)
 
 
-def map_of_features(results: Results, arm: str) -> Figure:
+def neighbours(results: Results, arm: str) -> Figure:
     """Cosines of each direction's neighbours, for the arms on the same activations as `report.arm`."""
     seed = results.seeds[0]
     arms = [other for other in results.arms if revision(other, seed) == revision(arm, seed)]
     table = read_parquet(DATA / "embed" / "features.parquet")
-    table = table[table["arm"].isin(arms)]
-    features = tables(results, "frequency", "features")
-    everything = pd.concat([features[other].assign(arm=other) for other in arms])
-    columns = ["arm", "level", "seed", "feature", "best_concept", "mcc_calibrated"]
-    table = table.merge(everything[columns], on=columns[:4], how="left")
-    kind = {concept.name: concept.kind for concept in read_concepts()}
-    return embedding(results, table.assign(kind=kinds(table, kind, KNOWN_MCC)), arms)
+    return embedding(results, table[table["arm"].isin(arms)], arms)

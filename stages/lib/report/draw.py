@@ -280,18 +280,6 @@ def annotate(axes: Axes, values: npt.NDArray[np.float64]) -> None:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
 
 
-def scatter_by_kind(axes: Axes, table: pd.DataFrame) -> None:
-    """Points x, y coloured by the kind of the feature's best concept; column kind is empty where it has none."""
-    known = table["kind"].isin(list(KINDS))
-    axes.scatter(table["x"][~known], table["y"][~known], s=5, color=GREY, alpha=0.5, lw=0, label="no concept")
-    for kind, colour in KINDS.items():
-        rows = table[table["kind"] == kind]
-        if len(rows):
-            axes.scatter(rows["x"], rows["y"], s=11, color=colour, lw=0, alpha=0.85, label=kind)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
 def against(
     axes: Axes, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], labels: tuple[str, str], colour: str
 ) -> None:

@@ -13,7 +13,7 @@ from stages.lib.report.answers import frequency as third
 from stages.lib.report.answers import interpretability as fifth
 from stages.lib.report.answers import known_results, setting, structure
 from stages.lib.report.answers import training as fourth
-from stages.lib.report.close_up import Size, map_of_features, nearest_features, single_features, tables
+from stages.lib.report.close_up import Size, nearest_features, neighbours, single_features, tables
 from stages.lib.report.figures import activation_functions as first_figures
 from stages.lib.report.figures import emergence as second_figures
 from stages.lib.report.figures import frequency as third_figures
@@ -83,7 +83,7 @@ def interpretability(results: Results, arm: str) -> list[Block]:
     nodes = tables(results, "attribution", "nodes")
     return [
         *illustrated(fifth.interpretability(results, counted), fifth_figures.coverage(results)),
-        *illustrated(structure.clusters(results, clusters), map_of_features(results, arm)),
+        *illustrated(structure.clusters(results, clusters), neighbours(results, arm)),
         *illustrated(structure.attribution(results), structure_figures.attribution(results, nodes)),
         *structure.errors(results),
     ]

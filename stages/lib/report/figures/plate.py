@@ -58,11 +58,3 @@ def reference_table(results: Results, tables: Mapping[str, pd.DataFrame], *colum
     if table is None or not {*columns} <= {*table.columns}:
         return pd.DataFrame(columns=[*columns])
     return table
-
-
-def kinds(features: pd.DataFrame, kind: Mapping[str, str], at_least: float) -> list[Any]:
-    """The kind of each feature's best concept, empty where the calibrated MCC is below `at_least`."""
-    return [
-        kind.get(concept, "") if isinstance(concept, str) and score >= at_least else ""
-        for concept, score in zip(features["best_concept"], features["mcc_calibrated"], strict=True)
-    ]
