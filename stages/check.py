@@ -22,7 +22,7 @@ from stages.lib.run.start import run
 
 def stage_names() -> list[str]:
     """The stages: the files in `stages/`, without this one."""
-    return sorted(path.stem for path in plugins.STAGES.glob("*.py") if path.stem not in ("__init__", "check"))
+    return sorted(path.stem for path in plugins.STAGES.glob("[!_]*.py") if path.stem != "check")
 
 
 def known_sections() -> set[str]:
