@@ -41,8 +41,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     clear()
 
 
+READERS = (code.tree, code.syntax_hash, closure._named, closure._modules)
+
+
 def clear() -> None:
-    for function in (code.tree, code.syntax_hash, closure.imports, closure.pins, closure.pinned):
+    for function in (*READERS, closure.imports, closure.pins, closure.pinned):
         function.cache_clear()
 
 
@@ -104,3 +107,34 @@ def test_what_only_type_checkers_import_does_not_count(tree: Path) -> None:
 
 def test_names_to_import_find_the_distribution_that_is_pinned(tree: Path) -> None:
     assert closure.record("stages.second", {})["packages"] == {"scikit-learn": "1.9.1"}
+
+
+def test_what_is_kept_of_files_is_right_wherever_they_are_and_damage_is_ignored(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def memo(name: str) -> code.Memo:
+        return code.Memo(name, code.__file__)
+
+    one, two = tree / "stages/saes/one.py", tree / "stages/saes/two.py"
+    memo("kept").keep({one: "first", two: "second"})
+    assert (memo("kept").get(one), memo("kept").get(two)) == ("first", "second")
+    moved = two.rename(two.with_name("moved.py"))
+    assert memo("kept").get(moved) == "second"
+    moved.write_text(moved.read_text() + "\n")
+    assert memo("kept").get(moved) is None
+    assert code.Memo("kept", closure.__file__).get(one) is None  # another version of the module found it
+    memo("kept").path.write_text('{"version"')
+    assert memo("kept").get(one) is None
+
+
+def test_files_that_are_known_are_not_parsed_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in (("HASHES", code.__file__), ("NAMES", closure.__file__)):
+        memo = code.Memo(name.lower(), module)
+        monkeypatch.setattr(closure, name, memo)
+        if name == "HASHES":
+            monkeypatch.setattr(code, name, memo)
+    made = closure.records(["stages.lib.room.used"], {}, {})
+    closure.write_records(made)
+    clear()
+    monkeypatch.setattr(code.ast, "parse", None)
+    assert closure.records(["stages.lib.room.used"], {}, {}) == made

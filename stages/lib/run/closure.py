@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import write_json
-from stages.lib.run.code import OURS, RECORDS, ROOT, installed, relative, syntax_hash, tree
+from stages.lib.run.code import HASHES, OURS, RECORDS, ROOT, Memo, installed, relative, syntax_hash, tree
 
 REQUIREMENTS = ROOT / "requirements.txt"
 Record = dict[str, dict[str, str]]
@@ -34,25 +34,33 @@ class Imports(NamedTuple):
     """Top-level names of installed packages."""
 
 
+NAMES = Memo("imports", __file__)
+"""What `_named` has found, which `check` keeps."""
+
+
 @cache
-def imports(path: Path) -> Imports:
-    """What one file of the project imports, wherever the statement stands."""
-    files, folders, packages = set(), set(), set()
+def _named(path: Path) -> tuple[list[str], list[str]]:
+    """The dotted names that one file imports, wherever the statement stands, and the folders of its plug-ins."""
+    if (known := NAMES.get(path)) is not None:
+        return known[0], known[1]
+    names, folders = set(), set()
     for node in _what_runs(tree(path)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "plugins.load":
             folders.add(str(ast.literal_eval(node.args[0])))
-        for name in names:
-            first = name.split(".")[0]
-            if first in OURS:
-                files |= set(_modules(name))
-            elif first not in sys.stdlib_module_names:
-                packages.add(first)
-    return Imports(frozenset(files), frozenset(folders), frozenset(packages))
+    return sorted(names), sorted(folders)
+
+
+@cache
+def imports(path: Path) -> Imports:
+    """What one file of the project imports."""
+    names, folders = _named(path)
+    files = {file for name in names if name.split(".")[0] in OURS for file in _modules(name)}
+    others = {name.split(".")[0] for name in names} - {*OURS} - sys.stdlib_module_names
+    return Imports(frozenset(files), frozenset(folders), frozenset(others))
 
 
 def _what_runs(root: ast.AST) -> Iterator[ast.AST]:
@@ -67,13 +75,14 @@ def _what_runs(root: ast.AST) -> Iterator[ast.AST]:
             todo += ast.iter_child_nodes(node)
 
 
-def _modules(name: str) -> Iterator[Path]:
+@cache
+def _modules(name: str) -> tuple[Path, ...]:
     """The files that importing a dotted name of the project runs: the module, and the packages above it."""
-    parts = name.split(".")
-    for n in range(1, len(parts) + 1):
-        for path in (ROOT.joinpath(*parts[:n], "__init__.py"), ROOT.joinpath(*parts[:n]).with_suffix(".py")):
-            if path.is_file() and path.stat().st_size > 0:  # an empty file says nothing
-                yield path
+    place = ROOT.joinpath(*name.split("."))
+    above = _modules(name.rpartition(".")[0]) if "." in name else ()
+    candidates = (place / "__init__.py", place.with_suffix(".py"))
+    # An empty file says nothing.
+    return (*above, *(path for path in candidates if path.is_file() and path.stat().st_size > 0))
 
 
 def closure(module: str, chosen: Mapping[str, str]) -> set[Path]:
@@ -116,6 +125,11 @@ def _distributions() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
+def _providers(package: str) -> list[str]:
+    """The distributions that provide an import name; one of that very name is taken at its word."""
+    return [package] if _normalised(package) in pins() else sorted({*_distributions().get(package, [])})
+
+
 @cache
 def pinned(package: str) -> Mapping[str, str]:
     """The pinned version of each distribution that provides an import name.
@@ -123,7 +137,7 @@ def pinned(package: str) -> Mapping[str, str]:
     Raises:
         UserError: if it is not installed, not pinned, or installed in another version than the pinned one.
     """
-    names = sorted({*_distributions().get(package, [])})
+    names = _providers(package)
     found = {name: pins()[_normalised(name)] for name in names if _normalised(name) in pins()}
     if not found:
         line = f"{names[0] if names else package}==<version>"
@@ -171,3 +185,6 @@ def write_records(found: Mapping[str, Record]) -> None:
     for path in RECORDS.glob("*.json"):
         if path.stem not in found:
             path.unlink()
+    files = {ROOT / file for content in found.values() for file in content["files"]}
+    HASHES.keep({file: syntax_hash(file) for file in files})
+    NAMES.keep({file: _named(file) for file in files})
