@@ -26,12 +26,12 @@ def stages() -> dict[str, Any]:
 
 def of_python() -> list[str]:
     """The stages that run a module of ours."""
-    return [name for name, stage in stages().items() if stage.cmd.startswith("python -m stages.")]
+    return [name for name, stage in stages().items() if stage.cmd.startswith("python -m stages ")]
 
 
 def module_and_arguments(name: str) -> tuple[str, list[str]]:
-    _, _, module, *arguments = stages()[name].cmd.split()
-    return module.removeprefix("stages."), arguments
+    _, _, _, module, *arguments = stages()[name].cmd.split()
+    return module, arguments
 
 
 def dependencies(name: str) -> set[str]:

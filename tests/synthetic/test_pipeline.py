@@ -37,6 +37,8 @@ def stages() -> dict[str, Any]:
 
 def module_and_arguments(name: str) -> tuple[str, list[str]]:
     module, *arguments = stages()[name].cmd.split()[len(RUN) :]
+    if module == "stages":  # which starts a stage of the main pipeline
+        return f"stages.{arguments[0]}", arguments[1:]
     return module, arguments
 
 
