@@ -1,4 +1,7 @@
-"""`python -m stages <stage> <arguments>`: run a stage, forked from a process that has imported the libraries already.
+"""How stages are started: one by DVC, `python -m stages <stage> <arguments>`; or all, `python -m stages --jobs <n>`.
+
+The second runs up to n stages at a time (`stages.lib.run.jobs`). The first forks the stage from a process that has
+imported the libraries already.
 
 PyTorch, pandas and what else a stage imports take 2 to 6 seconds, and `dvc repro` starts a process for every stage. So
 the first stage that DVC starts leaves a fork server behind (`stages.lib.run.fork_server`), and it and those that follow
@@ -123,10 +126,29 @@ def end_as(status: int) -> None:
     sys.exit(status)
 
 
+def run_all(arguments: list[str]) -> None:
+    """Run all stages that have to run, as many at a time as the one argument says."""
+    from stages.lib.io.errors import UserError  # a stage is started without these files
+    from stages.lib.run import jobs
+
+    if len(arguments) != 1 or not arguments[0].isdecimal() or int(arguments[0]) < 1:
+        sys.exit(f"error: --jobs takes how many stages may run at a time, a number from 1 on, not {arguments}")
+    try:
+        jobs.main(int(arguments[0]))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 def main(arguments: list[str]) -> None:
-    """Run the stage that the first argument names with the others."""
+    """Run the stage that the first argument names with the others, or all stages."""
+    if arguments[:1] == ["--jobs"]:
+        run_all(arguments[1:])
+        return
     if not arguments or arguments[0] not in stages():
-        sys.exit(f"error: usage is python -m stages <stage> <arguments>, with a stage out of {', '.join(stages())}")
+        sys.exit(
+            f"error: usage is python -m stages <stage> <arguments>, with a stage out of {', '.join(stages())}, "
+            "or python -m stages --jobs <n>"
+        )
     if wanted() and (path := address()) is not None:
         connection = connected(path) or started(path)
         if connection is not None and (status := forked(connection, arguments)) is not None:

@@ -24,11 +24,11 @@ SITE = f"""
 import atexit, os, sys
 
 def write():
-    specification = getattr(sys.modules["__main__"], "__spec__", None)
-    if specification is not None and specification.name.startswith("stages."):
-        modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in ("stages", "__main__")]
+    if sys.argv[0].startswith("stages."):
+        modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "stages"]
         files = sorted({{file for module in modules if (file := getattr(module, "__file__", None))}})
-        name = "-".join([specification.name.rpartition(".")[2], *sys.argv[1:]])
+        files.append(os.path.abspath(sys.argv[0].replace(".", "/") + ".py"))
+        name = "-".join([sys.argv[0].rpartition(".")[2], *sys.argv[1:]])
         os.makedirs("{LOADED}", exist_ok=True)
         open(f"{LOADED}/{{name}}.txt", "w").write("\\n".join(files))
 
@@ -60,17 +60,21 @@ def repro(directory: Path, *more: str) -> str:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
-    """Two copies, each with an empty cache of its own, after their first `dvc repro`, and what that printed."""
+    """Two copies, each with an empty cache of its own, after their first run, and what that printed.
+
+    The first is run by `dvc repro`, the second two stages at a time.
+    """
     directories = [toy.make(tmp_path_factory.mktemp(name), ARMS) for name in ("toy", "again")]
     assert not any((directory / ".dvc/cache").exists() for directory in directories)
     for directory in directories:  # so that the arms have methods of their own
         toy.edit(directory, {"saes.untrained.variant": "batch_topk"})
     watch = tmp_path_factory.mktemp("watch")
     (watch / "sitecustomize.py").write_text(SITE)
-    finished = [
-        toy.finish(process)
-        for process in [toy.start(copy, "dvc", "repro", PYTHONPATH=str(watch)) for copy in directories]
+    commands = (["dvc", "repro"], ["python", "-m", "stages", "--jobs", "2"])
+    started = [
+        toy.start(copy, *command, PYTHONPATH=str(watch)) for copy, command in zip(directories, commands, strict=True)
     ]
+    finished = [toy.finish(process) for process in started]
     for done in finished:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return [(copy, done.stdout + done.stderr) for copy, done in zip(directories, finished, strict=True)]
@@ -201,6 +205,33 @@ def test_a_copy_with_an_empty_cache_gives_the_same_bytes(both: list[tuple[Path, 
     (first, _), (second, _) = both
     assert hashes(first) == hashes(second)
     assert len(hashes(first)) > 30
+
+
+def test_stages_side_by_side_run_two_at_a_time_and_after_what_they_need(both: list[tuple[Path, str]]) -> None:
+    _, (directory, output) = both
+    begun, done, most = [], [], 0
+    for line in output.splitlines():
+        if line.startswith("begun: "):
+            begun.append(line.removeprefix("begun: "))
+        if line.startswith("done: "):
+            done.append(line.removeprefix("done: ").split(",")[0])
+        most = max(most, len(begun) - len(done))
+    assert most == 2 and sorted(begun) == sorted(done) == sorted(lock(directory))
+    assert begun[0] == "check" and begun[-1] == "report"
+    ended = output.index("done: activations")
+    assert all(output.index(f"begun: {stage}") > ended for stage in begun if stage.startswith("train"))
+    assert "Data and pipelines are up to date." in repro(directory)
+
+
+def test_a_stage_that_fails_stops_what_needs_it_alone(copy: Path) -> None:
+    toy.edit(copy, {"frequency.seed": 1, "embed.min_firings": 10**9})
+    failed = toy.run(copy, "python", "-m", "stages", "--jobs", "2")
+    assert failed.returncode == 1 and "FAILED: embed" in failed.stdout
+    assert "lower embed.min_firings" in failed.stdout and "the same command goes on" in failed.stderr
+    assert all(f"done: frequency@{arm}," in failed.stdout for arm in ARMS) and "begun: report" not in failed.stdout
+    toy.edit(copy, {"embed.min_firings": 1})
+    done = toy.run(copy, "python", "-m", "stages", "--jobs", "2")
+    assert done.returncode == 0 and "frequency@" not in done.stdout and "done: report" in done.stdout
 
 
 def test_the_benchmark_inside_leaves_dvc_s_other_commands_alone(copy: Path) -> None:
@@ -348,7 +379,7 @@ def test_what_a_stage_loads_is_what_is_recorded_of_it(whole: tuple[Path, str]) -
             record = directory / RECORDS / (f"train-{arguments[0]}.json" if stage == "train" else f"{stage}.json")
             assert loaded == set(json.loads(record.read_text())["files"]), path.stem
         seen.add(stage)
-    assert seen == {path.stem for path in (directory / "stages").glob("*.py")} - {"__init__"}
+    assert seen == {path.stem for path in (directory / "stages").glob("[!_]*.py")}
 
 
 def append(path: Path, text: str) -> None:
