@@ -419,3 +419,21 @@ def test_a_colleague_trains_on_pulled_activations_without_a_model(laboratory: Pa
     assert (laboratory / SAE / "level-0/sae_weights.safetensors").is_file()
     assert ran(ok(laboratory, "dvc", "repro", "--force", "--single-item", "train@topk-0")) == ["train@topk-0"]
     assert outs(laboratory) == outs(colleague)
+
+
+def test_machines_of_an_array_job_train_a_cell_each_and_one_takes_them_all(laboratory: Path, tmp_path: Path) -> None:
+    text = (toy.ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(part for part in text.split("```bash\n") if "SLURM_ARRAY_TASK_ID" in part.partition("```")[0])
+    cell, train, rest = block.partition("```")[0].splitlines()
+    for task in ("0", "1"):
+        machine = clone(laboratory, tmp_path / f"machine-{task}")
+        toy.edit(machine, {"train.lr": 0.002})  # which nobody has trained with
+        done = toy.run(machine, "bash", "-euc", f"{cell}\n{train}", SLURM_ARRAY_TASK_ID=task)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ran(done.stdout) == [["train@topk-0", "train_more@topk"][int(task)]]
+    head = clone(laboratory, tmp_path / "head")
+    toy.edit(head, {"train.lr": 0.002})
+    output = ok(head, *rest.split("#")[0].split(), "train", "train_more")
+    assert ran(output) == ["check"]  # of the other setting
+    assert re.findall(r"Stage '(train.*)' is cached - skipping run", output) == ["train@topk-0", "train_more@topk"]
+    assert (head / "data/train/topk/more/seeds.json").is_file() and (head / SAE / "level-0/cfg.json").is_file()
