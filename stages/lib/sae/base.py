@@ -24,6 +24,7 @@ from torch import Tensor
 
 from stages.lib.io.errors import UserError
 from stages.lib.io.params import Params
+from stages.lib.sae.adam import Adam
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -148,8 +149,7 @@ class SAE:
             else:
                 weight = (value.T if name == "W_enc" else value).clone()
             setattr(self, name, weight)
-        # Rates come with each step.
-        self._adam = torch.optim.Adam([self._weights], lr=0.0, fused=True)
+        self._adam = Adam(self._weights.detach())
         self.tokens_since_fired = torch.zeros(self.d_sae, dtype=torch.int64, device=decoder.device)
         self.begin(decoder)
 
@@ -232,8 +232,7 @@ class SAE:
             assert self.W_dec.grad is not None
             remove_radial_(self.W_dec.grad, self.W_dec)
         gradient.mul_((MAX_GRADIENT_NORM / gradient.norm()).clamp(max=1.0))
-        self._adam.param_groups[0]["lr"] = lr
-        self._adam.step()
+        self._adam.update_(self._weights.detach(), gradient, lr)
         if "W_dec" in self.trained and self.unit_norm:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
         self.constrain_()
@@ -243,8 +242,7 @@ class SAE:
         """The optimiser's moving averages for a trained weight, in its shape; they change with the next step."""
         weight = getattr(self, name).detach()
         place = (weight.shape, weight.stride(), weight.storage_offset())
-        kept = self._adam.state.get(self._weights, {})
-        return [kept[key].as_strided(*place) for key in ("exp_avg", "exp_avg_sq") if key in kept]
+        return [kept.as_strided(*place) for kept in (self._adam.exp_avg, self._adam.exp_avg_sq)]
 
     def weights(self) -> dict[str, Tensor]:
         """All weights by name, detached; they change with the next step."""
@@ -254,7 +252,7 @@ class SAE:
         """All that changes in training."""
         return {
             "weights": self._weights.detach(),
-            "adam": self._adam.state_dict(),
+            "adam": self._adam.state(),
             "tokens_since_fired": self.tokens_since_fired,
         }
 
@@ -262,7 +260,7 @@ class SAE:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self._weights.copy_(state["weights"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.restore(state["adam"])
         self.tokens_since_fired.copy_(state["tokens_since_fired"])
 
 
