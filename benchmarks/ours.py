@@ -10,7 +10,7 @@ from stages.lib.io import plugins
 from stages.lib.run.seeds import integer
 from stages.lib.sae import saved
 from stages.lib.sae.base import SAE, random_directions
-from stages.lib.sae.training import Schedule
+from stages.lib.sae.schedule import Schedule
 
 DEFAULT_LR = 8e-3
 """`train.lr` in `params.yaml`."""

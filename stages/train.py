@@ -10,6 +10,9 @@ Within a seed all arms and levels start from the same directions and see the sam
 method alone; seeds differ in both.
 """
 
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -26,13 +29,15 @@ from stages.lib.io.errors import UserError
 from stages.lib.io.files import write_json
 from stages.lib.run.live import TrainingLog
 from stages.lib.run.machine import device, full_disk_said, keep_freed_memory
+from stages.lib.run.parallel import side_by_side
 from stages.lib.run.resume import Resume, fingerprint
 from stages.lib.run.seeds import integer
 from stages.lib.run.start import run
 from stages.lib.sae.base import SAEParams, random_directions
 from stages.lib.sae.members import cell, more_cell
 from stages.lib.sae.outputs import NEAR, Space, write_training
-from stages.lib.sae.training import Schedule, Training, train
+from stages.lib.sae.schedule import Schedule
+from stages.lib.sae.training import Run, Training, train
 
 MORE = "more"
 """In place of a seed: those of `train.more_seeds`, which train the followed level alone."""
@@ -64,13 +69,12 @@ class TrainParams(params.Params):
 
 
 class Settings(NamedTuple):
-    """All that this stage reads from `params.yaml`, and its arguments."""
+    """What `params.yaml` and the arguments say."""
 
     train: TrainParams
     arm: SAEParams
     variant: ModuleType
     seeds: list[int]
-    """Trained one after the other."""
     activations: dict[str, Any]
     """What the activations must have been made with."""
     name: str
@@ -136,51 +140,60 @@ def say_missed(chosen: Settings, levels: list[int], found: list[float], log: Tra
             log.say(f"{log.stage}: level {level} has L0 {reached:.2f} on validation activations, wanted was {wanted:g}")
 
 
-def space(store: Store) -> Space:
-    """What a trained SAE has to know of its activations."""
-    origin = {"model_name": store.index["model"], "hook_name": store.hook_name, "hook_head_index": None}
-    return Space(store.mean, store.scale, origin)
+class Cell(NamedTuple):
+    """One seed of the run: where it is written, what of it, and the training itself."""
+
+    directory: Path
+    facts: dict[str, Any]
+    run: Run
 
 
-def train_seed(chosen: Settings, seed: int, store: Store) -> Resume:
-    """Train one seed to the end, or go on with what was begun, and write it; what was kept is to be cleared then."""
-    on, own, arm = device(), chosen.train, chosen.name
+def begin(chosen: Settings, seed: int, store: Store, sample: Float[Tensor, "token d_in"], stack: ExitStack) -> Cell:
+    """A seed at its start, or as far as an earlier run came; what it holds open is closed with `stack`."""
+    on, own, arm = sample.device, chosen.train, chosen.name
     stage, directory = f"train@{arm}-{seed}", cell(arm, seed)
     if chosen.only is not None:
         stage, directory = f"train_more@{arm}-{seed}", more_cell(arm, seed)
-    scaling = store.scaling(on)
-    sample = scaling.normalise_(spread_rows(store, "validation").to(on))
     steps = n_steps(own, store.n_rows("train"))
     training = prepare(chosen, seed, sample, steps)
     facts: dict[str, Any] = {"arm": arm, "variant": chosen.arm.variant, "activations": chosen.arm.activations}
     facts |= {"seed": seed, "sparsity_name": chosen.arm.level_name, "levels": chosen.arm.levels}
     facts |= {"d_in": store.d_in, "d_sae": own.d_sae, "batch_size": own.batch_size, "lr": training.schedule.lr}
     key = fingerprint((stage, own, chosen.arm, chosen.only, on), [store.directory / "index.json"])
-    with full_disk_said(), Resume(stage, key) as resume:
-        if (state := resume.load()) is not None:
-            training.restore(state)
-        left, rows = range(training.done, steps), nearest_rows(store, on)
-        batches = normalised_batches(rows, scaling, seed=seed, size=own.batch_size, steps=left)
-        with TrainingLog(stage, steps, training.done) as log:
-            train(training, batches, resume, log)
-            reached = write_training(directory, training, space(store), resume, facts)
-            say_missed(chosen, training.levels, reached, log)
-    return resume
+    resume = stack.enter_context(Resume(stage, key))
+    if (state := resume.load()) is not None:
+        training.restore(state)
+    left, rows = range(training.done, steps), nearest_rows(store, on)
+    batches = normalised_batches(rows, store.scaling(on), seed=seed, size=own.batch_size, steps=left)
+    log = stack.enter_context(TrainingLog(stage, steps, training.done))
+    return Cell(directory, facts, Run(training, batches, resume, log))
+
+
+def finish(chosen: Settings, space: Space, begun: Cell) -> None:
+    """Write a seed that is trained."""
+    training, _, resume, log = begun.run
+    reached = write_training(begun.directory, training, space, resume, begun.facts)
+    say_missed(chosen, training.levels, reached, log)
 
 
 def main(arm: str, seed: str) -> None:
     """Train a seed at all levels or, for `more`, those of `train.more_seeds` at the followed level."""
-    chosen = settings(arm, seed)
+    chosen, on = settings(arm, seed), device()
     keep_freed_memory()
     if chosen.train.encoder == "bfloat16":
         torch.backends.cuda.matmul.allow_tf32 = True
     store = open_store(chosen.arm.activations, verify=("train", "validation"))
     check_settings(store, chosen.activations)
-    kept = [train_seed(chosen, one, store) for one in chosen.seeds]
+    sample = store.scaling(on).normalise_(spread_rows(store, "validation").to(on))
+    with full_disk_said(), ExitStack() as stack:
+        begun = [begin(chosen, one, store, sample, stack) for one in chosen.seeds]
+        train([one.run for one in begun])
+        space = Space(store.mean, store.scale, store.index["model"], store.hook_name)
+        side_by_side(partial(finish, chosen, space), begun, on)
     if seed == MORE:
         write_json(more_cell(arm, 0).parent / "seeds.json", chosen.seeds)
-    for resume in kept:  # not before all are written: DVC removes what a killed stage wrote
-        resume.clear()
+    for one in begun:  # not before all are written: DVC removes what a killed stage wrote
+        one.run.resume.clear()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from stages.lib.sae.base import random_directions
 from stages.lib.sae.members import more_members
 from stages.lib.sae.penalty import n_active
 from stages.lib.sae.saved import load_sae
-from stages.lib.sae.training import Schedule, checkpoint_steps, history_steps
+from stages.lib.sae.schedule import Schedule, checkpoint_steps, history_steps
 from stages.saes import topk
 from tests.forked import run_training, start_training
 from tests.settings import write_params
@@ -276,29 +276,48 @@ def whole_level(arm: str) -> float:
     return next(float(value[1]) for value in SAES[arm].values() if isinstance(value, list))
 
 
-def test_a_seed_that_is_done_is_not_trained_again_after_a_kill(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+Work = list[tuple[training.Training, list[torch.Tensor]]]
+RUN_TOGETHER = training.run_together
+
+
+def recorded(done: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Note the steps that each training has done before every stretch."""
+
+    def run_together(work: Work) -> None:
+        done.append([one.done for one, _ in work])
+        RUN_TOGETHER(work)
+
+    monkeypatch.setattr(training, "run_together", run_together)
+
+
+def test_further_seeds_that_were_kept_at_different_steps_go_on_exactly(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train.main("topk", "more")
-    expected = contents(project / "data/train/topk/more")
-    seen: list[int] = []
-    run_stretch = training.Training.run
+    directory = project / "data/train/topk/more"
+    expected = contents(directory)
+    shutil.rmtree(directory)
+    n_stretches: list[int] = []
+    save = Resume.save
 
-    def signalling(self: training.Training, batches: list[torch.Tensor]) -> None:
-        seen.append(self.done)
-        if seen.count(0) == 2 and self.done >= 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-        run_stretch(self, batches)
+    def killed(self: Resume, state: dict, name: str = "state") -> None:
+        """Not for the second seed any more, once something was kept of both."""
+        n_stretches.append(name == "state")
+        if sum(n_stretches) == 4:
+            raise KeyboardInterrupt
+        save(self, state, name)
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(training.Training, "run", signalling)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Resume, "save", killed)
+        patched.setenv("EXPLORING_SAES_SAVE_SECONDS", "0")
         train.main("topk", "more")
-    shutil.rmtree(project / "data/train/topk/more")
-    steps: list[int] = []
-    monkeypatch.setattr(
-        training.Training, "run", lambda self, batches: (steps.append(self.done), run_stretch(self, batches))[1]
-    )
+    assert not directory.exists()
+    done: list[list[int]] = []
+    recorded(done, monkeypatch)
     train.main("topk", "more")
-    assert steps and min(steps) >= 10  # nothing of the first seed, and of the second what was left
-    assert contents(project / "data/train/topk/more") == expected
+    assert 0 < done[0][1] < done[0][0] < 30
+    assert {len(both) for both in done} == {1, 2}  # the first seed ends before the other
+    assert contents(directory) == expected
 
 
 def test_checkpoints_have_the_wanted_l0_from_the_start(project: Path) -> None:
@@ -326,15 +345,14 @@ def test_same_settings_give_the_same_bytes(project: Path) -> None:
 
 def interrupted(arm: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send SIGTERM in the stretch of steps that holds step `at`."""
-    run_stretch = training.Training.run
 
-    def signalling(self: training.Training, batches: list[torch.Tensor]) -> None:
-        if self.done < at <= self.done + len(batches):
+    def signalling(work: Work) -> None:
+        if any(one.done < at <= one.done + len(batches) for one, batches in work):
             os.kill(os.getpid(), signal.SIGTERM)
-        run_stretch(self, batches)
+        RUN_TOGETHER(work)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "run", signalling)
+        patch.setattr(training, "run_together", signalling)
         with pytest.raises(SystemExit) as stop:
             train.main(arm, "0")
     assert stop.value.code == 128 + signal.SIGTERM
@@ -347,20 +365,14 @@ def test_a_terminated_run_goes_on_exactly(arm: str, project: Path, monkeypatch: 
     whole = contents(directory)
     for path in sorted(directory.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
+    monkeypatch.setattr(training, "LONGEST_STRETCH", 5)
     interrupted(arm, 6, monkeypatch)
     interrupted(arm, 17, monkeypatch)
     assert not contents(directory)
-    steps: list[int] = []
-    run_stretch = training.Training.run
-
-    def recorded(self: training.Training, batches: list[torch.Tensor]) -> None:
-        steps.extend(range(self.done, self.done + len(batches)))
-        run_stretch(self, batches)
-
-    monkeypatch.setattr(training.Training, "run", recorded)
+    done: list[list[int]] = []
+    recorded(done, monkeypatch)
     train.main(arm, "0")
-    assert 17 <= steps[0] < 24  # the stretch was finished first
-    assert steps == list(range(steps[0], 30))
+    assert [17 <= one < 22 for one in done[0]] == [True]  # the stretch was finished first
     assert contents(directory) == whole
 
 
@@ -412,6 +424,7 @@ def test_saves_as_often_as_the_environment_says(project: Path, monkeypatch: pyte
         save(self, state, name)
 
     monkeypatch.setattr(Resume, "save", counting)
+    monkeypatch.setattr(training, "LONGEST_STRETCH", 1)
     train.main("topk", "0")
     assert saved.count("state") == 1
     monkeypatch.setenv("EXPLORING_SAES_SAVE_SECONDS", "0")
@@ -499,18 +512,14 @@ def test_says_so_when_training_diverges(project: Path) -> None:
         train.main("relu", "0")
 
 
-def test_stretches_end_where_something_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "HISTORY_ROWS", 2)  # rows after steps 15 and 30
+def test_stretches_are_as_long_as_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     own = topk.SAEParams(variant="topk", activations="main", k=[2], aux_coefficient=0.0)
     sae = topk.Variant(own, 2, random_directions(D_SAE, D_IN, torch.Generator()), 100)
     whole = training.Training([sae], Schedule(30, 0.01, 0.0, 0.0, 0.0), 0, 5, torch.zeros(4, D_IN))
-    assert whole.checkpoints == [0, 1, 3, 9, 30]
-    batches = iter(torch.zeros(30, 4, D_IN).unbind())
-    lengths = []
-    for stretch in training.stretches(whole, batches):
-        lengths.append(len(stretch))
-        whole.done += len(stretch)
-    assert lengths == [1, 2, 6, 6, 8, 7]
+    for n_numbers, expected in ((2**22, [1, 16, 13]), (7 * 4 * D_IN, [1, 7, 7, 7, 7, 1]), (1, [1] * 30)):
+        monkeypatch.setattr(training, "STRETCH_NUMBERS", n_numbers)
+        batches = iter(torch.zeros(30, 4, D_IN).unbind())
+        assert [len(stretch) for stretch in training.stretches(whole, batches)] == expected
 
 
 def test_batch_topk_is_saved_with_the_threshold_that_gives_its_l0_on_validation(project: Path) -> None:

@@ -1,24 +1,22 @@
 """The training of several SAEs over the same batches, so that a killed run goes on and ends in the same bytes.
 
-Rates are functions of the step: warm-ups keep features from dying before the encoder has
-settled, the decay takes the noise out of the last weights. Losses are added up on the device and read a hundred-odd
+Losses are added up on the device and read a hundred-odd
 times in a run, so that steps do not wait for it.
 
-Levels share the batches and nothing else. On a CPU each has a thread of its own and trains on some batches in a row,
-the next of which are read meanwhile: a step of a small SAE has too little work to be shared among threads.
+Levels share the batches and nothing else, and trainings of other seeds not even these. On a CPU they train side by side
+on some batches in a row, the next of which are read meanwhile: a step of a small SAE has too little work to be shared
+among threads.
 """
 
 import csv
 import io
 import os
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,56 +25,19 @@ from torch import Tensor
 
 from stages.lib.io import tensors
 from stages.lib.io.errors import UserError
+from stages.lib.run.interruption import Interruption
 from stages.lib.run.live import LevelRow, TrainingLog
-from stages.lib.run.parallel import side_by_side
+from stages.lib.run.parallel import in_turns, use_threads
 from stages.lib.run.resume import Resume
 from stages.lib.sae.base import SAE
+from stages.lib.sae.schedule import Schedule, checkpoint_steps, history_steps
 
-HISTORY_ROWS = 150
-"""Rows of `history.csv` for each level."""
-LONGEST_STRETCH = 8
-"""The most batches that a level trains on in a row."""
+LONGEST_STRETCH = 16
+"""The most batches that levels train on in a row, before they wait for one another."""
 STRETCH_NUMBERS = 2**22
 """The most numbers that the batches of a stretch hold: a signal waits for the end of a stretch."""
 SAVE_SECONDS = "EXPLORING_SAES_SAVE_SECONDS"
 """Environment variable: seconds between savings of the half-finished work (60 if it is not set)."""
-
-
-class Schedule(NamedTuple):
-    """Rates as functions of the step, which counts from 0."""
-
-    n_steps: int
-    lr: float
-    lr_warm_up: float
-    """Share of the steps over which the learning rate rises from 0."""
-    lr_decay: float
-    """Share of the steps, at the end, over which it falls to 0."""
-    sparsity_warm_up: float
-    """Share of the steps over which the sparsity coefficient rises from 0."""
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate: linear up, constant, linear down."""
-        rise = (step + 1) / max(self.lr_warm_up * self.n_steps, 1)
-        fall = (self.n_steps - step) / max(self.lr_decay * self.n_steps, 1)
-        return self.lr * min(1.0, rise, fall)
-
-    def sparsity_at(self, step: int) -> float:
-        """The share of the sparsity coefficient."""
-        return min(1.0, step / max(self.sparsity_warm_up * self.n_steps, 1))
-
-
-def checkpoint_steps(n_steps: int, n_checkpoints: int) -> list[int]:
-    """Step 0 and whole numbers up to `n_steps`, each as near as can be to a constant multiple of the one before."""
-    steps = [0, 1]
-    while len(steps) < min(n_checkpoints, n_steps + 1):
-        left = n_checkpoints - len(steps)
-        steps.append(max(steps[-1] + 1, round(steps[-1] * (n_steps / steps[-1]) ** (1 / left))))
-    return steps
-
-
-def history_steps(n_steps: int) -> set[int]:
-    """The numbers of steps done after which a row is written: equally spaced, the last one is `n_steps`."""
-    return {-(-n_steps * row // HISTORY_ROWS) for row in range(1, HISTORY_ROWS + 1)}
 
 
 class Row(NamedTuple):
@@ -98,30 +59,6 @@ class Row(NamedTuple):
     """Weight of the sparsity loss after the last of the batches; 0 where there is none."""
     n_resampled: int
     """Dead features that have got new weights since the start."""
-
-
-class Interruption:
-    """Turns SIGTERM and SIGINT into a flag while it is entered, so that a step is never left half done."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        """Catch the signals."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.signal = number
 
 
 class Training:
@@ -147,64 +84,65 @@ class Training:
         self.done = 0
         """Steps."""
         self.history: list[Row] = []
+        """By step, and of one step by level."""
         self._rows = history_steps(schedule.n_steps)
-        self._due = self._rows | set(self.checkpoints)
         self._sums = torch.zeros(len(saes), 4, dtype=torch.float64, device=saes[0].W_dec.device)
-        self._summed = 0
-
-    def stretch(self, done: int, longest: int) -> int:
-        """How many steps can be done in a row after `done` others, before a row or a checkpoint is due."""
-        n = 1
-        while n < longest and done + n not in self._due and done + n < self.schedule.n_steps:
-            n += 1
-        return n
+        self._summed = [0] * len(saes)
+        self._kept: dict[int, dict[str, Tensor]] = {}
+        """Checkpoints that are not put by yet."""
 
     def run(self, batches: list[Float[Tensor, "token d_in"]]) -> None:
         """Train every level on some batches in a row."""
-        side_by_side(partial(self._train_level, batches), range(len(self.saes)), self._sums.device)
-        self.done += len(batches)
-        self._summed += len(batches)
-        if self.done in self._rows:
-            self._write_rows(self.schedule.lr_at(self.done - 1))
+        run_together([(self, batches)])
 
-    def _train_level(self, batches: list[Float[Tensor, "token d_in"]], level: int) -> None:
+    def steps(self, level: int, batches: list[Float[Tensor, "token d_in"]], rows: list[Row]) -> Iterator[None]:
+        """Train one of the SAEs, a batch before each item; rows that are due are added to `rows`."""
+        sae = self.saes[level]
         for step, x in enumerate(batches, self.done):
             lr, warm_up = self.schedule.lr_at(step), self.schedule.sparsity_at(step)
-            self.saes[level].advance(step / self.schedule.n_steps)
-            losses = self.saes[level].step(x, lr, warm_up)
-            self.saes[level].lead(losses, lr, warm_up)
-            found = torch.stack([losses.fvu, losses.l0, losses.sparsity, losses.auxiliary])
-            self._sums[level].add_(found)
+            sae.advance(step / self.schedule.n_steps)
+            losses = sae.step(x, lr, warm_up)
+            sae.lead(losses, lr, warm_up)
+            self._sums[level].add_(torch.stack([losses.fvu, losses.l0, losses.sparsity, losses.auxiliary]))
+            self._summed[level] += 1
+            if step + 1 in self._rows:
+                rows.append(self._row(level, step + 1, lr))
+            if self.levels[level] == self.followed and step + 1 in self.checkpoints:
+                self._keep(step + 1)
+            yield
 
-    def _write_rows(self, lr: float) -> None:
-        dead = torch.stack([sae.dead().double().mean() for sae in self.saes])
-        means = torch.cat([self._sums / self._summed, dead[:, None]], 1).tolist()
-        for level, sae, (fvu, l0, sparsity, auxiliary, dead_fraction) in zip(
-            self.levels, self.saes, means, strict=True
-        ):
-            loss = fvu + sparsity + auxiliary
-            if not loss < float("inf"):  # NaN too
-                raise UserError(
-                    f"training diverged at step {self.done} of level {level}: lower the learning rate {lr:g}"
-                )
-            losses = (loss, sparsity, auxiliary)
-            row = (fvu, l0, dead_fraction, *losses, lr, float(sae.coefficient), sae.n_resampled)
-            self.history.append(Row(level, self.done, *row))
-        self._sums.zero_()
-        self._summed = 0
+    def _row(self, level: int, step: int, lr: float) -> Row:
+        sae, number = self.saes[level], self.levels[level]
+        dead = sae.dead().double().mean()[None]
+        means = torch.cat([self._sums[level] / self._summed[level], dead]).tolist()
+        fvu, l0, sparsity, auxiliary, dead_fraction = means
+        loss = fvu + sparsity + auxiliary
+        if not loss < float("inf"):  # NaN too
+            raise UserError(f"training diverged at step {step} of level {number}: lower the learning rate {lr:g}")
+        self._sums[level].zero_()
+        self._summed[level] = 0
+        losses = (loss, sparsity, auxiliary)
+        return Row(number, step, fvu, l0, dead_fraction, *losses, lr, float(sae.coefficient), sae.n_resampled)
+
+    def _keep(self, step: int) -> None:
+        """Keep the followed SAE in half precision, at its wanted L0."""
+        weights = self.saes[self.levels.index(self.followed)].calibrated(self.sample)
+        self._kept[step] = {name: weight.half().cpu() for name, weight in weights.items()}
 
     def latest(self) -> list[Row]:
         """The last row of each level."""
         return self.history[-len(self.saes) :]
 
-    def keep_checkpoint(self, resume: Resume) -> None:
-        """Put the followed SAE by, in half precision and at its wanted L0, if this is a step for it."""
-        if self.done in self.checkpoints:
-            weights = self.saes[self.levels.index(self.followed)].calibrated(self.sample)
-            resume.save({name: weight.half().cpu() for name, weight in weights.items()}, f"step-{self.done:08d}")
+    def keep_checkpoints(self, resume: Resume) -> None:
+        """Put the checkpoints by that have come up."""
+        if self.done == 0:
+            self._keep(0)
+        while self._kept:
+            step = min(self._kept)
+            resume.save(self._kept.pop(step), f"step-{step:08d}")
 
     def write_checkpoints(self, directory: Path, resume: Resume, batch_size: int) -> None:
-        """Write what `keep_checkpoint` put by, a file per step."""
+        """Write what `keep_checkpoints` put by, a file per step."""
         for step in self.checkpoints:
             weights = resume.load(f"step-{step:08d}")
             assert weights is not None, f"no checkpoint of step {step} in {resume.directory}"
@@ -218,42 +156,74 @@ class Training:
             "saes": [sae.state() for sae in self.saes],
             "history": [list(row) for row in self.history],
             "sums": self._sums,
-            "summed": self._summed,
+            "summed": [*self._summed],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.done, self._summed = state["done"], state["summed"]
+        self.done, self._summed = state["done"], [*state["summed"]]
         self.history = [Row(*row) for row in state["history"]]
         self._sums.copy_(state["sums"])
         for sae, kept in zip(self.saes, state["saes"], strict=True):
             sae.restore(kept)
 
 
-def train(training: Training, batches: Iterator[Float[Tensor, "token d_in"]], resume: Resume, log: TrainingLog) -> None:
-    """Train to the last step; `batches` begin with the one after the steps done.
+class Run(NamedTuple):
+    """One training with all it needs."""
+
+    training: Training
+    batches: Iterator[Float[Tensor, "token d_in"]]
+    """They begin with the one after the steps done."""
+    resume: Resume
+    log: TrainingLog
+
+
+def run_together(work: list[tuple[Training, list[Float[Tensor, "token d_in"]]]]) -> None:
+    """Train every level of some trainings, each on its own batches in a row."""
+    rows: list[list[Row]] = [[] for _ in work]
+    levels = [
+        training.steps(level, batches, found)
+        for (training, batches), found in zip(work, rows, strict=True)
+        for level in range(len(training.saes))
+    ]
+    in_turns(levels, work[0][0].sample.device)
+    for (training, batches), found in zip(work, rows, strict=True):
+        training.done += len(batches)
+        training.history += sorted(found, key=lambda row: (row.step, row.level))
+
+
+def train(runs: list[Run]) -> None:
+    """Train to the last step, side by side.
 
     Raises:
         SystemExit: on SIGTERM and SIGINT, with the work kept.
     """
     interval, saved = float(os.environ.get(SAVE_SECONDS, "60")), time.monotonic()
-    if training.done == 0:
-        training.keep_checkpoint(resume)
+    for run in runs:
+        if run.training.done == 0:
+            run.training.keep_checkpoints(run.resume)
+    ahead = [(run, stretches(run.training, run.batches)) for run in runs]
     with Interruption() as interruption:
-        for stretch in stretches(training, batches):
-            n_rows = len(training.history)
-            training.run(stretch)
-            training.keep_checkpoint(resume)
-            written = training.history[n_rows:]
-            if written:
-                show(training, written, log)
-            log.advance(len(stretch), **summary(written))
+        while stretch := [(run, batches) for run, more in ahead if (batches := next(more, None)) is not None]:
+            known = [len(run.training.history) for run, _ in stretch]
+            run_together([(run.training, batches) for run, batches in stretch])
+            for (run, batches), n_rows in zip(stretch, known, strict=True):
+                run.training.keep_checkpoints(run.resume)
+                written = run.training.history[n_rows:]
+                show(run.training, written, run.log)
+                run.log.advance(len(batches), **summary(written[-len(run.training.saes) :]))
             if interruption.signal or time.monotonic() - saved >= interval:
-                resume.save(training.state())
+                save(runs)
                 saved = time.monotonic()
             if interruption.signal:
                 raise SystemExit(128 + interruption.signal)
-    resume.save(training.state())
+    save(runs)
+
+
+def save(runs: list[Run]) -> None:
+    """Keep the half-finished work."""
+    for run in runs:
+        run.resume.save(run.training.state())
 
 
 def stretches(
@@ -265,21 +235,23 @@ def stretches(
         return [*islice(batches, n)]
 
     done, n_steps, longest = training.done, training.schedule.n_steps, 1
-    with ThreadPoolExecutor(1) as reader:
+    # One thread normalises a batch; more would take turns with those that train.
+    with ThreadPoolExecutor(1, initializer=use_threads, initargs=(1,)) as reader:
         ahead: Future[list[Tensor]] = reader.submit(read, 1)
         while done < n_steps:
             found = ahead.result()
             done += len(found)
             longest = max(1, min(LONGEST_STRETCH, STRETCH_NUMBERS // found[0].numel()))
             if done < n_steps:
-                ahead = reader.submit(read, training.stretch(done, longest))
+                ahead = reader.submit(read, min(longest, n_steps - done))
             yield found
 
 
 def show(training: Training, rows: list[Row], log: TrainingLog) -> None:
-    """Show a row of each level at the terminal, and write them to the log."""
+    """Show the last row of each level at the terminal, and write all to the log."""
     names = [f"{sae.params.level_name} {sae.level:g}" for sae in training.saes]
-    log.show([LevelRow(name, row._asdict()) for name, row in zip(names, rows, strict=True)])
+    for _, of_step in groupby(rows, attrgetter("step")):
+        log.show([LevelRow(name, row._asdict()) for name, row in zip(names, of_step, strict=True)])
     for row in rows:
         log.write(**row._asdict())
 
