@@ -14,10 +14,10 @@ What is our own goes under the key `exploring_saes` of `cfg.json`, which SAELens
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,7 +26,8 @@ from torch.nn.functional import embedding_bag
 from stages.lib.io import tensors
 from stages.lib.io.errors import UserError, nearest
 from stages.lib.io.files import read_json, write_json
-from stages.lib.sae.selection import Active, above, top_k
+from stages.lib.sae import exact
+from stages.lib.sae.selection import Active, top_k
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.0"
@@ -87,21 +88,17 @@ class SAE:
         return torch.zeros_like(flat).scatter(1, chosen, flat.gather(1, chosen).relu()).reshape(z.shape)
 
     def active(self, x: Float[Tensor, "token d_in"]) -> Active:
-        """The entries of `encode` above 0, by token; on a CPU the zeros around them are never written."""
-        if x.device.type != "cpu":
-            acts = self.encode(x)
-            on = acts > 0
-            first = torch.cat([on.new_zeros(1, dtype=torch.int64), on.sum(1).cumsum(0)])
-            return Active(first, on.nonzero()[:, 1], acts[on])
-        z = self.hidden_pre(x)
-        if self.k is None:
-            return above(z, torch.zeros_like(self.b_enc) if self.threshold is None else self.threshold.clamp_min(0))
-        # NumPy, because PyTorch starts its threads for sums as short as these.
-        chosen = top_k(z, self.k).numpy()
-        values = np.take_along_axis(z.numpy(), chosen, 1)
-        positive = values > 0
-        ends = np.concatenate([[0], np.count_nonzero(positive, 1).cumsum()])
-        return Active(*map(torch.from_numpy, (ends, chosen[positive], values[positive])))
+        """The entries of `encode` above 0, by token; on a CPU without the others (`stages.lib.sae.exact`)."""
+        if x.device.type == "cpu" and x.dtype == self.W_enc.dtype == torch.float32:
+            return exact.active(self._coarse, x)
+        acts = self.encode(x)
+        on = acts > 0
+        first = torch.cat([on.new_zeros(1, dtype=torch.int64), on.sum(1).cumsum(0)])
+        return Active(first, on.nonzero()[:, 1], acts[on])
+
+    @cached_property
+    def _coarse(self) -> exact.Coarse:
+        return exact.coarse(self.W_enc, self.b_enc, self.b_dec, self.threshold, self.k)
 
     def decode_active(self, active: Active) -> Float[Tensor, "token d_in"]:
         """What `decode` gives for a code of these entries."""
