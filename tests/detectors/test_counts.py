@@ -5,8 +5,9 @@ import pytest
 import torch
 from sklearn import metrics
 
+from stages.lib.detectors import counts
 from stages.lib.detectors.counts import Confusion, Predictions, detect, f1, joint_counts, mcc
-from stages.lib.detectors.firings import PART, encoded_firings, firings, largest, level_of, maxima
+from stages.lib.detectors.firings import N_LEVELS, PART, encoded_firings, firings, largest, level_of, maxima
 from stages.lib.detectors.label_sums import in_words, members
 
 GENERATOR = np.random.default_rng(0)
@@ -174,3 +175,23 @@ def test_resampled_f1_repeats_documents() -> None:
     expected = [metrics.f1_score(labels[rows, c], predicted[rows, c]) for c in range(3)]
     assert predictions.resampled_f1(np.array([[2, 0, 1]]))[0] == pytest.approx(expected)
     assert predictions.resampled_f1(np.ones((1, 3), int))[0] == pytest.approx(predictions.f1())
+
+
+def test_counts_do_not_depend_on_how_many_batches_are_added_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    batches = []
+    for n in (40, 1, 70):
+        row, feature = (generator.random((n, 5)) < 0.4).nonzero()
+        level = generator.integers(0, N_LEVELS, len(row)).astype(np.uint8)
+        batches.append((row, feature, level, generator.random((n, 70)) < 0.3))
+    tables = []
+    for at_once in (1, 60, 10**6):
+        monkeypatch.setattr(counts, "AT_ONCE", at_once)
+        confusion = Confusion(5, 70)
+        for batch in batches:
+            confusion.add(*batch)
+        tables.append(confusion.table())
+        assert confusion.table().n == 111  # nothing is counted twice
+    for other in tables[1:]:
+        for mine, theirs in zip(tables[0], other, strict=True):
+            assert np.array_equal(mine, theirs)

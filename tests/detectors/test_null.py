@@ -4,7 +4,9 @@ import numpy as np
 import torch
 
 from stages.lib.detectors.firings import firings, level_of
-from stages.lib.detectors.null import Track, concept_null, offsets, record, rotations
+from stages.lib.detectors.label_sums import bits
+from stages.lib.detectors.null import Track, concept_null, offsets, record
+from stages.lib.detectors.shifted import circle
 from tests.toy_concepts import runs
 
 
@@ -29,10 +31,15 @@ def test_offsets_of_a_short_track_keep_to_its_middle() -> None:
     assert found.min() >= 25 and found.max() <= 75
 
 
-def test_rotations_roll() -> None:
+def test_a_part_of_the_circle_is_the_rolled_labels() -> None:
     labels = np.random.default_rng(0).random((20, 3)) < 0.5
-    for view, offset in zip(rotations(labels, np.array([1, 7, 19])), (1, 7, 19), strict=True):
-        assert np.array_equal(view.labels(), np.roll(labels, offset, axis=0))
+    closed = circle(labels)
+    by = np.array([0, 1, 7, 19, 20])
+    for start, offset in zip(closed.starts(by), by, strict=True):
+        part = closed.twice.rows(slice(start, start + 20))
+        assert np.array_equal(part.labels(), np.roll(labels, offset, axis=0))
+    assert len(closed) == 20 and np.array_equal(closed.positives, labels.sum(0))
+    assert np.array_equal(closed.tracks, bits(labels.T))
 
 
 def test_a_record_is_the_firings_with_their_levels() -> None:

@@ -22,6 +22,9 @@ from stages.lib.detectors import label_sums
 from stages.lib.detectors.firings import N_LEVELS, Encode, Firings, encoded_firings, level_of
 from stages.lib.detectors.label_sums import Members, Words
 
+AT_ONCE = 2**20
+"""Firings, or tokens, of several batches that are added up together."""
+
 
 def joint_counts(keys: Members, labels: Words) -> Int[np.ndarray, "key concept"]:
     """For each key the sum of the labels of its rows; both come from `label_sums`."""
@@ -57,13 +60,21 @@ class Table(NamedTuple):
 
 
 class Confusion:
-    """Adds up the counts of all features, levels and concepts batch by batch; memory does not grow with tokens."""
+    """Adds up the counts of all features, levels and concepts; memory does not grow with tokens.
+
+    Firings of several batches are added up at once, since each feature and level with a firing costs as much as many
+    firings do.
+    """
 
     def __init__(self, d_sae: int, n_concepts: int, n_levels: int = N_LEVELS) -> None:
         self._both = np.zeros((d_sae, n_levels, n_concepts), np.int64)
         self._fired = np.zeros((d_sae, n_levels), np.int64)
         self._positives = np.zeros(n_concepts, np.int64)
         self._n = 0
+        self._waiting: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Words]] = []
+        """Rows, counted from the first that waits, with their keys, and labels."""
+        self._n_waiting = np.zeros(2, np.int64)
+        """Tokens and firings."""
 
     def add(
         self,
@@ -73,26 +84,42 @@ class Confusion:
         labels: Bool[np.ndarray, "token concept"] | Words,
     ) -> None:
         """Count a batch: its firings with their levels (None where there is one level only) and its labels."""
-        d_sae, n_levels, n_concepts = self._both.shape
-        key = feature if level is None else feature * n_levels + level
-        keys = label_sums.members(row, key, d_sae * n_levels)
+        key = feature if level is None else feature * np.int32(self._both.shape[1]) + level
         words = labels if isinstance(labels, Words) else label_sums.in_words(labels)
+        place = row.astype(np.int32, copy=False) + np.int32(self._n_waiting[0])
+        self._waiting.append((place, key.astype(np.int32, copy=False), words))
+        self._n_waiting += len(words), len(row)
+        if self._n_waiting.max() >= AT_ONCE:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Add up what waits."""
+        if not self._waiting:
+            return
+        d_sae, n_levels, n_concepts = self._both.shape
+        rows, key, parts = zip(*self._waiting, strict=True)
+        words = Words(np.concatenate([part.words for part in parts]), n_concepts)
+        keys = label_sums.members(np.concatenate(rows), np.concatenate(key), d_sae * n_levels)
         label_sums.add_label_sums(self._both.reshape(-1, n_concepts), keys, words)
         self._fired += np.diff(keys.first).reshape(d_sae, n_levels)
-        every = Members(np.array([0, len(labels)]), np.arange(len(labels), dtype=np.int32))
+        every = Members(np.array([0, len(words)]), np.arange(len(words), dtype=np.int32))
         label_sums.add_label_sums(self._positives[None], every, words)
-        self._n += len(labels)
+        self._n += len(words)
+        self._waiting, self._n_waiting = [], np.zeros(2, np.int64)
 
     def best_detectors(self) -> "Choice":
         """For each concept the feature and level with the highest F1, the first of equals."""
+        self._settle()
         return Choice(*label_sums.best_f1(self._both, self._fired, self._positives))
 
     def table(self) -> Table:
         """The counts so far; a firing counts at its level and at all below."""
+        self._settle()
         return Table(at_least(self._both), at_least(self._fired), self._positives.copy(), self._n)
 
     def totals(self) -> Table:
         """The counts so far at the lowest level alone."""
+        self._settle()
         both, fired = self._both.sum(1, keepdims=True), self._fired.sum(1, keepdims=True)
         return Table(both, fired, self._positives.copy(), self._n)
 

@@ -2,9 +2,8 @@
 
     sums[key] = sum over the rows r of the key of labels[r]
 
-Labels are bytes that are 0 or 1, eight of them in a word: adding words adds eight labels at once, a vector unit adds
-64, and 255 rows fit before a byte is full and the sums go to the wide result. Sums of integers have no order and each
-key is in one thread, so nothing depends on the number of threads.
+Labels are bits, 64 of them in a word (`stages.lib.detectors.abacus`). Sums of integers have no order and each key is
+in one thread, so nothing depends on the number of threads.
 """
 
 from dataclasses import dataclass
@@ -14,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 
+from stages.lib.detectors.abacus import MOST_WORDS, SIZE, clear, count_rows, digits, read
 from stages.lib.run.parallel import compiled, over_rows
-
-LINE = 64
-"""Bytes of a cache line: rows of labels start at one."""
 
 
 class Members(NamedTuple):
@@ -31,7 +28,7 @@ class Members(NamedTuple):
 
 @dataclass(frozen=True)
 class Words:
-    """Labels as bytes, each row filled up with zeros to whole cache lines."""
+    """Labels as bits: concept c is bit c % 64 of word c // 64."""
 
     words: npt.NDArray[np.uint64]
     """[token, word]"""
@@ -46,17 +43,24 @@ class Words:
         return Words(self.words[which], self.n_concepts)
 
     def labels(self) -> UInt8[np.ndarray, "token concept"]:
-        """The labels, 0 or 1, as a view."""
-        return self.words.view(np.uint8)[:, : self.n_concepts]
+        """The labels, 0 or 1."""
+        packed = np.ascontiguousarray(self.words).view(np.uint8)
+        return np.unpackbits(packed, axis=1, count=self.n_concepts, bitorder="little")
+
+
+def bits(labels: Bool[np.ndarray, "row column"]) -> npt.NDArray[np.uint64]:
+    """Each row's labels as bits in whole words."""
+    n_bytes = -(-labels.shape[1] // 8)
+    padded = np.zeros((len(labels), -(-n_bytes // 8) * 8), np.uint8)
+    padded[:, :n_bytes] = np.packbits(labels, axis=1, bitorder="little")
+    return padded.view(np.uint64)
 
 
 def in_words(labels: Bool[np.ndarray, "token concept"], copies: int = 1) -> Words:
     """The labels as words, several times one below the other."""
-    n, n_concepts = labels.shape
-    padded = np.zeros((copies * n, -(-n_concepts // LINE) * LINE), np.uint8)
-    for copy in range(copies):
-        padded[copy * n : (copy + 1) * n, :n_concepts] = labels
-    return Words(padded.view(np.uint64), n_concepts)
+    words = bits(labels)
+    assert words.shape[1] <= MOST_WORDS, f"{labels.shape[1]} concepts are more than {64 * MOST_WORDS}"
+    return Words(np.tile(words, (copies, 1)) if copies > 1 else words, labels.shape[1])
 
 
 @compiled
@@ -81,28 +85,17 @@ def members(row: Int[np.ndarray, " pair"], key: Int[np.ndarray, " pair"], n_keys
 
 @compiled
 def _add_rows(sums: np.ndarray, words: np.ndarray, start: int, stop: int, first: np.ndarray, row: np.ndarray) -> None:
-    n_words = words.shape[1]
-    part = np.empty(n_words, np.uint64)
-    labels = part.view(np.uint8)
+    abacus, total = np.zeros(SIZE, np.uint64), np.zeros(sums.shape[1], np.int32)
     for key in range(start, stop):
-        p, end = first[key], first[key + 1]
-        while p < end:
-            for j in range(n_words):
-                part[j] = 0
-            until = min(end, p + 252)
-            while p + 4 <= until:  # four rows at a time spare three of four passes over the part
-                # Unsigned, or each access would ask whether it counts from the end.
-                a, b, c, d = np.uint64(row[p]), np.uint64(row[p + 1]), np.uint64(row[p + 2]), np.uint64(row[p + 3])
-                for j in range(n_words):
-                    part[j] += (words[a, j] + words[b, j]) + (words[c, j] + words[d, j])
-                p += 4
-            while p < until:
-                a = np.uint64(row[p])
-                for j in range(n_words):
-                    part[j] += words[a, j]
-                p += 1
-            for j in range(sums.shape[1]):
-                sums[key, j] += labels[j]
+        n_rows = first[key + 1] - first[key]
+        if n_rows == 0:
+            continue
+        n_digits = digits(n_rows)
+        clear(abacus, n_digits)
+        count_rows(abacus, n_digits, words, 0, row, first[key], first[key + 1])
+        read(abacus, n_digits, total)
+        for c in range(total.shape[0]):
+            sums[key, c] += total[c]
 
 
 def add_label_sums(sums: Integer[np.ndarray, "key concept"], keys: Members, labels: Words) -> None:
@@ -166,13 +159,13 @@ def _hits(
     words: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    labels = words.view(np.uint8)
     for c in range(feature.shape[0]):
+        word, bit = c // 64, np.uint64(c % 64)
         hits = fired = np.int64(0)
         for p in range(first[feature[c]], first[feature[c] + 1]):
             on = np.int64(levels[p] >= level[c])
             fired += on
-            hits += on * np.int64(labels[row[p], c])
+            hits += on & np.int64((words[row[p], word] >> bit) & np.uint64(1))
         counts[0, c] = hits
         counts[1, c] = fired
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from stages.lib.detectors.counts import f1, mcc
 from stages.lib.detectors.firings import N_LEVELS, Encode, encoded_firings, level_of
-from stages.lib.detectors.label_sums import Members, Words, add_label_sums, best_f1, detector_counts, in_words, members
+from stages.lib.detectors.label_sums import members
+from stages.lib.detectors.shifted import Circle, circle, concept_counts, detector_counts
 
 RUNS = 10
 """Offset in mean runs of the concept with the longest, after which the track has forgotten itself."""
@@ -39,6 +40,12 @@ class Track(NamedTuple):
     labels: npt.NDArray[np.bool_]
     """[token, concept]"""
     d_sae: int
+    circle: Circle | None = None
+    """The same labels (`stages.lib.detectors.shifted.circle`), if they are not to be closed for this track alone."""
+
+    def closed(self) -> Circle:
+        """The labels as a circle."""
+        return circle(self.labels) if self.circle is None else self.circle
 
 
 def record(
@@ -52,32 +59,17 @@ def record(
     return Track(found.row, found.feature, level_of(found.activation, maximum[found.feature]), labels, len(maximum))
 
 
-def rotations(labels: Bool[np.ndarray, "token concept"], by: Int[np.ndarray, " shift"]) -> list[Words]:
-    """Views of the labels rotated by each offset: row r of a view is row r - offset of the labels."""
-    n, twice = len(labels), in_words(labels, copies=2)
-    return [Words(twice.words[n - offset : 2 * n - offset], twice.n_concepts) for offset in by]
-
-
 def concept_null(
     validation: Track, test: Track, by_validation: Int[np.ndarray, " shift"], by_test: Int[np.ndarray, " shift"]
 ) -> Float[np.ndarray, "shift concept"]:
     """F1 on shifted test labels of the feature and level that is best for the concept on shifted validation labels."""
-    key = validation.feature * N_LEVELS + validation.level
-    keys = members(validation.row, key, validation.d_sae * N_LEVELS)
-    fired = np.diff(keys.first).reshape(-1, N_LEVELS)
-    positives = validation.labels.sum(0)
-    by_feature = members(np.arange(len(test.row)), test.feature, test.d_sae)
-    test_keys, level = Members(by_feature.first, test.row[by_feature.row]), test.level[by_feature.row]
-    test_positives = test.labels.sum(0)
-    both = np.empty((*fired.shape, validation.labels.shape[1]), np.int32)
-    null = []
-    for labels, other in zip(rotations(validation.labels, by_validation), rotations(test.labels, by_test), strict=True):
-        both[:] = 0
-        add_label_sums(both.reshape(fired.size, -1), keys, labels)
-        feature, least, _ = best_f1(both, fired, positives)
-        hits, n_fired = detector_counts(feature, least, test_keys, level, other)
-        null.append(f1(hits, n_fired, test_positives))
-    return np.stack(null)
+    keys, other_keys = (
+        members(one.row, one.feature * np.int32(N_LEVELS) + one.level, one.d_sae * N_LEVELS)
+        for one in (validation, test)
+    )
+    labels, other = validation.closed(), test.closed()
+    both, fired = detector_counts(keys, labels, other_keys, other, (by_validation, by_test), N_LEVELS)
+    return f1(both, fired, other.positives)
 
 
 def feature_null(
@@ -88,16 +80,7 @@ def feature_null(
     Both at threshold 0. Choice and score are on different documents, as for the observed number, so chance is about 0
     however many concepts there are to choose from; the highest MCC on one set of labels would not be.
     """
-    keys = members(validation.row, validation.feature, validation.d_sae)
-    fired, positives = np.diff(keys.first)[:, None], validation.labels.sum(0)
-    test_fired, test_positives = np.bincount(test.feature, minlength=test.d_sae), test.labels.sum(0)
-    both = np.empty((validation.d_sae, validation.labels.shape[1]), np.int32)
-    null = []
-    for labels, other in zip(rotations(validation.labels, by_validation), rotations(test.labels, by_test), strict=True):
-        both[:] = 0
-        add_label_sums(both, keys, labels)
-        concept = mcc(both, fired, positives, len(labels)).argmax(1)
-        present = other.labels()[test.row, concept[test.feature]]
-        hits = np.bincount(test.feature, present, test.d_sae).astype(np.int64)  # sums of 0 and 1, exact in float64
-        null.append(mcc(hits, test_fired, test_positives[concept], len(other)))
-    return np.stack(null)
+    keys, other_keys = (members(one.row, one.feature, one.d_sae) for one in (validation, test))
+    labels, other = validation.closed(), test.closed()
+    concept, both = concept_counts(keys, labels, other_keys, other, (by_validation, by_test))
+    return mcc(both, np.diff(other_keys.first), other.positives[concept], len(other))
