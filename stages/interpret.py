@@ -21,7 +21,6 @@ from pydantic import Field, PositiveInt
 from stages.lib.activations.store import open_store
 from stages.lib.detectors.choose import Detected, DetectionParams, choose_and_score
 from stages.lib.detectors.coverage import Features, chance_level
-from stages.lib.detectors.probes import Probed, dense_auroc, draw_probed, sparse_aurocs
 from stages.lib.detectors.sample import (
     SPLITS,
     Parts,
@@ -34,6 +33,14 @@ from stages.lib.detectors.sample import (
     stream,
 )
 from stages.lib.detectors.saved_baselines import Baselines, identity, read_baselines
+from stages.lib.detectors.sparse_probes import (
+    Probed,
+    SparseProbes,
+    dense_auroc,
+    draw_probed,
+    fit_sparse_probes,
+    largest_differences,
+)
 from stages.lib.detectors.tables import Judged, Key, ProbeScores, basis_table, concept_table, probe_table, summary_rows
 from stages.lib.io import params
 from stages.lib.io.errors import UserError
@@ -114,61 +121,69 @@ def prepare(settings: Settings, arm: str) -> Inputs:
 
 
 class Learnt(NamedTuple):
-    """The features of the SAEs before detectors are chosen, and what was learnt on the samples."""
+    """The features of an SAE before detectors are chosen, and the probes of a few of them, by their number."""
 
-    features: dict[Key, Features]
-    null: dict[int, npt.NDArray[np.float64]]
-    """F1 on shifted labels [shift, concept], by level."""
-    aurocs: list[ProbeScores]
+    features: Features
+    probes: dict[int, SparseProbes]
 
 
-def learn(own: InterpretParams, inputs: Inputs) -> Learnt:
-    """Everything of the SAEs that the samples are enough for: the maxima, the chance levels and the probes."""
-    saes, sample, probed = inputs.saes, inputs.sample, inputs.probed
-    seeds = inputs.seeds
+def learn(own: InterpretParams, inputs: Inputs) -> dict[Key, Learnt]:
+    """What is learnt of each SAE on the sample of `fit`: the maxima and the probes."""
+    sample, probed = inputs.sample, inputs.probed
+    labels = sample.part["fit"].labels[:, probed.columns]
 
-    def learn_one(key: Key) -> tuple[Features, npt.NDArray[np.float64], list[ProbeScores]]:
-        features, fit_acts = candidates(Encoder(saes[key].to(device())), sample)
-        null: npt.NDArray[np.float64] = np.empty((0, len(inputs.parts.concepts)))
-        if key.seed in seeds:  # the seeds of a level take turns at the shifts
-            null = shifted(features, sample, slice(seeds.index(key.seed), None, len(seeds)))
+    def learn_one(key: Key) -> Learnt:
+        sae = inputs.saes[key]
+        features, found = candidates(Encoder(sae.to(device())), sae.d_sae, sample)
         if not len(probed.columns):
-            return features, null, []
-        found = sparse_aurocs(fit_acts, features.encode, sample, probed, own.k, own.l2)
-        return features, null, [ProbeScores(*key, k, auroc) for k, auroc in found.items()]
+            return Learnt(features, {})
+        ranked = largest_differences(found, labels, max(own.k), sae.d_sae)
+        return Learnt(features, fit_sparse_probes(found, ranked, probed.fit, own.k, own.l2))
 
-    features, nulls, aurocs = zip(*side_by_side(learn_one, saes, device()), strict=True)
-    by_level = {
-        level: np.concatenate([null for key, null in zip(saes, nulls, strict=True) if key.level == level])
-        for level in dict.fromkeys(key.level for key in saes)
-    }
-    return Learnt(dict(zip(saes, features, strict=True)), by_level, [one for some in aurocs for one in some])
+    return dict(zip(inputs.saes, side_by_side(learn_one, inputs.saes, device()), strict=True))
 
 
-def dense_scores(inputs: Inputs) -> list[ProbeScores]:
-    """The AUROC of the baselines' probe of all coordinates; none without probed concepts."""
-    if not len(inputs.probed.columns):
+def nulls(inputs: Inputs, learnt: dict[Key, Learnt]) -> dict[int, npt.NDArray[np.float64]]:
+    """F1 on shifted labels [shift, concept], by level; the seeds of a level take turns at the shifts."""
+    seeds, keys = inputs.seeds, [key for key in learnt if key.seed in inputs.seeds]
+
+    def null_of(key: Key) -> npt.NDArray[np.float64]:
+        return shifted(learnt[key].features, inputs.sample, slice(seeds.index(key.seed), None, len(seeds)))
+
+    found = dict(zip(keys, side_by_side(null_of, keys), strict=True))
+    levels = dict.fromkeys(key.level for key in keys)
+    return {level: np.concatenate([null for key, null in found.items() if key.level == level]) for level in levels}
+
+
+def probe_scores(inputs: Inputs, learnt: dict[Key, Learnt]) -> list[ProbeScores]:
+    """The AUROCs of the baselines' probe of all coordinates and of the SAEs' probes; none without probed concepts."""
+    probed = inputs.probed
+    if not len(probed.columns):
         return []
-    return [ProbeScores(*inputs.at, None, dense_auroc(inputs.baselines.probe, inputs.sample, inputs.probed))]
+
+    def score_one(key: Key) -> list[ProbeScores]:
+        found = learnt[key].features.sampled("test")
+        return [ProbeScores(*key, k, one.aurocs(found, probed.test)) for k, one in learnt[key].probes.items()]
+
+    dense = ProbeScores(*inputs.at, None, dense_auroc(inputs.baselines.probe, inputs.sample, probed))
+    return [dense, *(one for some in side_by_side(score_one, learnt) for one in some)]
 
 
 def judge(own: InterpretParams, inputs: Inputs, advance: Callable[[int], None]) -> Judged:
     """The results of the SAEs beside those of the baselines; `advance` is told of the tokens that are done."""
-    learnt, whole = learn(own, inputs), inputs.parts.whole
-    resamples = document_resamples(whole["test"], own.n_resamples, own.seed)
-    scores = choose_and_score(learnt.features, whole["validation"], whole["test"], resamples, advance)
-    prevalence: npt.NDArray[np.float64] = whole["test"].labels.mean(0)
-    saes = {
-        key: Detected(found, chance_level(prevalence, learnt.null[key.level]), learnt.features[key].choice)
-        for key, found in scores.items()
-    }
+    learnt, test = learn(own, inputs), inputs.parts.whole["test"]
+    resamples = document_resamples(test, own.n_resamples, own.seed)
+    features = {key: one.features for key, one in learnt.items()}
+    scores = choose_and_score(features, inputs.parts, resamples, advance)
+    prevalence: npt.NDArray[np.float64] = test.labels.mean(0)
+    chance = {level: chance_level(prevalence, null) for level, null in nulls(inputs, learnt).items()}
+    saes = {key: Detected(found, chance[key.level], features[key].choice) for key, found in scores.items()}
     level = saes[inputs.at].chance
     baselines = {
         name: one if one.chance is not None else one._replace(chance=level)
         for name, one in inputs.baselines.detected.items()
     }
-    aurocs = [*dense_scores(inputs), *learnt.aurocs]
-    return Judged(saes, baselines, aurocs, inputs.parts.concepts, prevalence, inputs.at)
+    return Judged(saes, baselines, probe_scores(inputs, learnt), inputs.parts.concepts, prevalence, inputs.at)
 
 
 def main(arm: str) -> None:

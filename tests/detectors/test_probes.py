@@ -6,17 +6,20 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
+from stages.lib.detectors.firings import firings
 from stages.lib.detectors.probes import (
     N_BINS,
     ProbabilityHistogram,
     accepted_ids,
+    fit_dense,
+    lookup,
+)
+from stages.lib.detectors.sparse_probes import (
     balanced_examples,
     draw_examples,
-    fit_dense,
     fit_sparse,
+    fit_sparse_probes,
     largest_differences,
-    lookup,
-    sparse_auroc,
 )
 
 
@@ -116,7 +119,7 @@ def test_examples_are_half_positive() -> None:
 def test_features_are_ranked_by_difference_of_means() -> None:
     acts = torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 2.0], [0.0, 1.0, 2.0], [0.0, 0.0, 2.0]])
     labels = np.array([[True], [True], [False], [False]])
-    assert largest_differences(acts, labels, 2).tolist() == [[0, 1]]
+    assert largest_differences(firings(acts), labels, 2, 3).tolist() == [[0, 1]]
 
 
 def test_one_feature_that_is_the_concept_ranks_perfectly_and_noise_does_not() -> None:
@@ -126,9 +129,10 @@ def test_one_feature_that_is_the_concept_ranks_perfectly_and_noise_does_not() ->
     for split in range(2):
         acts[split][:, 3] = torch.from_numpy(labels[split][:, 0]) * (1 + acts[split][:, 3])
     examples = [draw_examples(y, 200, generator) for y in labels]
-    ranked = largest_differences(acts[0], labels[0], 3)
-    for k in (1, 3):
-        found = sparse_auroc(*acts, ranked[:, :k], *examples, 1e-3)
+    fit, test = map(firings, acts)
+    ranked = largest_differences(fit, labels[0], 3, 8)
+    for probes in fit_sparse_probes(fit, ranked, examples[0], [1, 3], 1e-3).values():
+        found = probes.aurocs(test, examples[1])
         assert found[0] == pytest.approx(1, abs=0.01)
         assert found[1] == pytest.approx(0.5, abs=0.15)
 
@@ -138,4 +142,6 @@ def test_features_that_lower_the_odds_count_too() -> None:
     labels = generator.random((2, 400, 1)) < 0.5
     acts = [torch.from_numpy((~y).astype(np.float32)) for y in labels]
     examples = [draw_examples(y, 100, generator) for y in labels]
-    assert sparse_auroc(*acts, torch.tensor([[0]]), *examples, 1e-3)[0] == pytest.approx(1)
+    fit, test = map(firings, acts)
+    probes = fit_sparse_probes(fit, torch.tensor([[0]]), examples[0], [1], 1e-3)[1]
+    assert probes.aurocs(test, examples[1])[0] == pytest.approx(1)

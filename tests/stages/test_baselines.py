@@ -14,9 +14,10 @@ from stages.lib.activations.store import open_store
 from stages.lib.detectors.choose import Detected
 from stages.lib.detectors.counts import Choice
 from stages.lib.detectors.coverage import Score
-from stages.lib.detectors.probes import MIN_POSITIVES, Probe, Probed, dense_auroc, draw_probed
+from stages.lib.detectors.probes import Probe
 from stages.lib.detectors.sample import Parts, Sample, document_resamples, draw_sample, read_parts, stream
 from stages.lib.detectors.saved_baselines import Baselines, read_baselines, write_baselines
+from stages.lib.detectors.sparse_probes import MIN_POSITIVES, Probed, dense_auroc, draw_probed
 from stages.lib.io import tensors
 from stages.lib.io.errors import UserError
 from tests import toy_concepts

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -37,6 +38,21 @@ class Batch(NamedTuple):
     def tokens(self) -> Int[np.ndarray, " token"]:
         """The token ids."""
         return self.context[:, -1]
+
+
+class Shared(NamedTuple):
+    """Some tokens of a split that two parts of it have, or one of them, each once."""
+
+    x: Float[Tensor, "token d_in"]
+    """Raw activations."""
+    places: npt.NDArray[np.int64]
+    """Which of them are in the first part."""
+    batch: Batch
+    """Those."""
+    other_places: npt.NDArray[np.int64]
+    """Which are in the second part."""
+    first: int
+    """How many tokens the second part has before those."""
 
 
 def in_first_half(documents: Int[np.ndarray, " any"]) -> Bool[np.ndarray, " any"]:
@@ -85,6 +101,18 @@ class Labelled:
             part = slice(start, start + size)
             x = read_rows(self.store, self.split, self.rows[part])
             yield Batch(x, self.labels[part], self.context[part], self.documents[part])
+
+
+def shared_batches(part: Labelled, other: Labelled, size: int) -> Iterator[Shared]:
+    """All tokens that two parts of a split have, `size` at a time, so that none is looked at twice."""
+    rows = np.union1d(part.rows, other.rows)
+    for start in range(0, len(rows), size):
+        own = rows[start : start + size]
+        (begin, end), (first, last) = (np.searchsorted(one.rows, [own[0], own[-1] + 1]) for one in (part, other))
+        x, places = read_rows(part.store, part.split, own), np.searchsorted(own, part.rows[begin:end])
+        chosen, some = slice(begin, end), x if len(places) == len(own) else x[torch.from_numpy(places)]
+        batch = Batch(some, part.labels[chosen], part.context[chosen], part.documents[chosen])
+        yield Shared(x, places, batch, np.searchsorted(own, other.rows[first:last]), int(first))
 
 
 def read_labelled(store: Store, split: str, n_tokens: int, generator: np.random.Generator) -> Labelled:

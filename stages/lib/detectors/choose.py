@@ -10,9 +10,10 @@ import numpy.typing as npt
 from jaxtyping import Bool, Int
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from stages.lib.concepts.labelled import Batch, Labelled
+from stages.lib.concepts.labelled import Batch, Shared, shared_batches
 from stages.lib.detectors.counts import Choice, Predictions
-from stages.lib.detectors.coverage import Score, score
+from stages.lib.detectors.coverage import Features, Score, score
+from stages.lib.detectors.sample import Parts
 from stages.lib.io import params
 from stages.lib.run.machine import device
 from stages.lib.run.parallel import side_by_side
@@ -67,23 +68,39 @@ class Detected(NamedTuple):
 
 
 def choose_and_score(
-    detectors: Mapping[Name, Detector],
-    validation: Labelled,
-    test: Labelled,
+    detectors: Mapping[Name, Detector | Features],
+    parts: Parts,
     resamples: Int[np.ndarray, "resample document"],
     advance: Callable[[int], None],
 ) -> dict[Name, Score]:
-    """The test scores of all detectors; `advance` is told of the tokens that are done."""
-    for batch in validation.batches(BATCH):
-        side_by_side(methodcaller("observe", batch), detectors.values(), device())
-        advance(len(batch.tokens))
-    side_by_side(methodcaller("choose"), detectors.values(), device())
+    """The test scores of all detectors; `advance` is told of the tokens that are done.
+
+    Features keep where they fire on the sample, so that no token is encoded twice.
+    """
+    test = parts.whole["test"]
     predictions = {name: Predictions(test.n_documents, test.labels.shape[1]) for name in detectors}
 
-    def count(name: Name, batch: Batch) -> None:
-        predictions[name].add(detectors[name].predict(batch), batch.labels, batch.documents)
+    def observe(shared: Shared, name: Name) -> None:
+        one = detectors[name]
+        if isinstance(one, Features):
+            one.observe(one.firings(shared, "validation"), shared.batch.labels)
+        else:
+            one.observe(shared.batch)
 
-    for batch in test.batches(BATCH):
-        side_by_side(partial(count, batch=batch), detectors, device())
-        advance(len(batch.tokens))
+    def count(shared: Shared, name: Name) -> None:
+        one, batch = detectors[name], shared.batch
+        if isinstance(one, Features):
+            fires = one.predict(one.firings(shared, "test"), len(batch.labels))
+        else:
+            fires = one.predict(batch)
+        predictions[name].add(fires, batch.labels, batch.documents)
+
+    def run_through(split: str, call: Callable[[Shared, Name], None]) -> None:
+        for shared in shared_batches(parts.whole[split], parts.sample[split], BATCH):
+            side_by_side(partial(call, shared), detectors, device())
+            advance(len(shared.places))
+
+    run_through("validation", observe)
+    side_by_side(methodcaller("choose"), detectors.values(), device())
+    run_through("test", count)
     return {name: score(found, resamples) for name, found in predictions.items()}

@@ -22,11 +22,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stages.lib.concepts.labelled import Batch
-from stages.lib.detectors.counts import Choice, Confusion, Predictions, detect
-from stages.lib.detectors.firings import Encode, encoded_firings, level_of
+from stages.lib.concepts.labelled import Shared
+from stages.lib.detectors.counts import Choice, Confusion, Predictions, detected
+from stages.lib.detectors.firings import Encode, Firings, encoded_firings, joined, level_of
 
 CHANCE_PERCENTILE = 99
+
+
+def at_places(found: Firings, places: Int[np.ndarray, " chosen"], n_rows: int, first: int) -> Firings:
+    """The firings of some rows, in ascending order, counted from `first` on."""
+    chosen = np.zeros(n_rows, np.bool_)
+    chosen[places] = True
+    row = (np.cumsum(chosen, dtype=np.int32) + np.int32(first - 1))[found.row]
+    if len(places) == n_rows:
+        return found._replace(row=row)
+    kept = chosen[found.row]
+    return Firings(row[kept], found.feature[kept], found.activation[kept])
 
 
 class Features:
@@ -35,23 +46,35 @@ class Features:
     def __init__(self, encode: Encode, maximum: Float[np.ndarray, " d_sae"], n_concepts: int) -> None:
         self.encode, self.maximum = encode, maximum
         self._confusion = Confusion(len(maximum), n_concepts)
+        self._sampled: dict[str, list[Firings]] = {}
         self.choice: Choice | None = None
         """The detectors, once they are chosen, with their validation F1."""
 
-    def observe(self, batch: Batch) -> None:
-        """Count a validation batch."""
-        found = encoded_firings(self.encode, batch.x)
+    def firings(self, shared: Shared, split: str) -> Firings:
+        """The firings of a batch; those of the sample are kept, and those of all tokens returned."""
+        found = encoded_firings(self.encode, shared.x)
+        n = len(shared.x)
+        self._sampled.setdefault(split, []).append(at_places(found, shared.other_places, n, shared.first))
+        return at_places(found, shared.places, n, 0)
+
+    def sampled(self, split: str) -> Firings:
+        """The firings on the sample, after a pass over the split."""
+        self._sampled[split] = [joined(self._sampled[split])]
+        return self._sampled[split][0]
+
+    def observe(self, found: Firings, labels: Bool[np.ndarray, "token concept"]) -> None:
+        """Count the firings of a validation batch."""
         level = level_of(found.activation, self.maximum[found.feature])
-        self._confusion.add(found.row, found.feature, level, batch.labels)
+        self._confusion.add(found.row, found.feature, level, labels)
 
     def choose(self) -> None:
         """Fix the best detector of each concept."""
         self.choice = self._confusion.best_detectors()
 
-    def predict(self, batch: Batch) -> Bool[np.ndarray, "token concept"]:
+    def predict(self, found: Firings, n_rows: int) -> Bool[np.ndarray, "token concept"]:
         """Where the chosen detectors fire."""
         assert self.choice is not None, "choose before predicting"
-        return detect(self.encode, batch.x, self.choice, self.maximum)
+        return detected(found, self.choice, self.maximum, n_rows)
 
 
 class Basis(NamedTuple):
@@ -60,6 +83,11 @@ class Basis(NamedTuple):
     mean: Tensor
     directions: Tensor
     """[d_in, direction]"""
+
+    @property
+    def d_sae(self) -> int:
+        """How many features that gives."""
+        return 2 * self.directions.shape[1]
 
     def encode(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
         """Positive parts of the coordinates and of their negatives."""

@@ -1,15 +1,13 @@
-"""What else tells a concept from a token: its id alone, all of the activation, or a few features.
+"""What else tells a concept from a token: its id alone, or all of the activation.
 
 - Token lookup: P(c | token id) from counts, smoothed towards the concept's rate, thresholded.
 - Dense probe, the ceiling: logistic regression on the whitened activation with a penalty l2 / 2 ||w||^2 on the mean
   log-loss. Whitening makes the problem well-conditioned and the penalty the same for all directions.
-- k-sparse probe: the k features with the largest |mean over positives - mean over negatives| (Gurnee et al. 2023,
-  arXiv 2305.01610, section 4.1), then logistic regression on them, on as many positives as negatives.
 
 Thresholds are chosen on validation by F1, from the exact distribution of the scores (lookup) or from a fine histogram.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +15,6 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from stages.lib.detectors.firings import Encode, encoded
-from stages.lib.detectors.sample import Sample
-from stages.lib.stats.correlation import auroc
 
 N_BINS = 200
 """Bins of the predicted probability among which thresholds are chosen."""
@@ -92,23 +86,6 @@ def fit_dense(x: Float[Tensor, "token d_in"], labels: Bool[np.ndarray, "token co
     return Probe(weights, bias - mean.float() @ weights)
 
 
-def fit_sparse(
-    feature_acts: Float[Tensor, "concept example k"], labels: Bool[np.ndarray, "concept example"], l2: float
-) -> tuple[Float[Tensor, "concept k"], Float[Tensor, " concept"]]:
-    """Logistic weights and bias of each concept on its own examples, whose inputs should be of order 1."""
-    weights = torch.zeros(feature_acts.shape[0], feature_acts.shape[2])
-    bias = torch.zeros(len(weights))
-    _minimise_logistic(
-        lambda: torch.bmm(feature_acts, weights[:, :, None])[:, :, 0].T + bias,
-        lambda residual: torch.bmm(residual.T[:, None, :], feature_acts)[:, 0],
-        torch.from_numpy(labels.T.copy()).float(),
-        weights,
-        bias,
-        l2,
-    )
-    return weights, bias
-
-
 def _minimise_logistic(
     logits: Callable[[], Tensor],
     gradient: Callable[[Tensor], Tensor],
@@ -158,99 +135,3 @@ class ProbabilityHistogram:
         score = 2 * both / np.maximum(fired + both[:, :1], 1)
         edges: npt.NDArray[np.float64] = score.argmax(1) / N_BINS
         return edges
-
-
-def balanced_examples(
-    labels: Bool[np.ndarray, "token concept"], n_examples: int, generator: np.random.Generator
-) -> Int[np.ndarray, "concept example"]:
-    """Rows of positives (first half) and of negatives (second half) of each concept, drawn with replacement."""
-    half = n_examples // 2
-    rows = [
-        np.concatenate([generator.choice(np.flatnonzero(column == kind), half) for kind in (True, False)])
-        for column in labels.T
-    ]
-    return np.array(rows, np.int64).reshape(len(rows), 2 * half)
-
-
-class Examples(NamedTuple):
-    """Balanced examples of some concepts among the tokens of one part."""
-
-    rows: npt.NDArray[np.int64]
-    """[concept, example], into the part's tokens."""
-    positive: npt.NDArray[np.bool_]
-    """[concept, example]"""
-
-
-def draw_examples(
-    labels: Bool[np.ndarray, "token concept"], n_examples: int, generator: np.random.Generator
-) -> Examples:
-    """Balanced examples with their labels."""
-    rows = balanced_examples(labels, n_examples, generator)
-    return Examples(rows, np.take_along_axis(labels.T, rows, 1))
-
-
-def largest_differences(
-    feature_acts: Float[Tensor, "token d_sae"], labels: Bool[np.ndarray, "token concept"], k: int
-) -> Int[Tensor, "concept k"]:
-    """The k features whose mean differs most between positives and negatives of each concept."""
-    y = torch.from_numpy(labels).float()
-    inside = feature_acts.T @ y
-    n = y.sum(0)
-    outside = feature_acts.sum(0)[:, None] - inside
-    return (inside / n - outside / (len(y) - n)).abs().topk(k, dim=0).indices.T
-
-
-def sparse_auroc(
-    fit_acts: Float[Tensor, "token d_sae"],
-    test_acts: Float[Tensor, "row d_sae"],
-    ranked: Int[Tensor, "concept k"],
-    fit: Examples,
-    test: Examples,
-    l2: float,
-) -> Float[np.ndarray, " concept"]:
-    """Test AUROC of logistic probes on the ranked features, fitted on the examples of `fit`."""
-
-    def inputs(acts: Tensor, examples: Examples) -> Tensor:
-        return acts[torch.from_numpy(examples.rows)[:, :, None], ranked[:, None, :]]
-
-    train = inputs(fit_acts, fit)
-    # A common unit, so that the penalty weighs the same on all features.
-    unit = train.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
-    weights, _ = fit_sparse(train / unit, fit.positive, l2)
-    scores = torch.einsum("cek,ck->ce", inputs(test_acts, test) / unit, weights)
-    return auroc(scores.numpy(), test.positive)
-
-
-MIN_POSITIVES = 20
-"""Positives, and negatives, in the fit and test samples from which a concept is probed: fewer rank too coarsely."""
-
-
-class Probed(NamedTuple):
-    """The concepts with enough examples."""
-
-    columns: npt.NDArray[np.int64]
-    fit: Examples
-    test: Examples
-
-
-def draw_probed(sample: Sample, n_examples: int, generator: np.random.Generator) -> Probed:
-    """The concepts that can be probed, and their examples."""
-    fit, test = (sample.part[split].labels for split in ("fit", "test"))
-    rarer = [np.minimum(labels.sum(0), (~labels).sum(0)) for labels in (fit, test)]
-    columns = np.flatnonzero(np.minimum(*rarer) >= MIN_POSITIVES)
-    return Probed(columns, *(draw_examples(labels[:, columns], n_examples, generator) for labels in (fit, test)))
-
-
-def sparse_aurocs(
-    fit_acts: Float[Tensor, "token d_sae"], encode: Encode, sample: Sample, probed: Probed, k: Sequence[int], l2: float
-) -> dict[int, Float[np.ndarray, " concept"]]:
-    """The test AUROC of each probed concept from its k most different features, for each k."""
-    test_acts = torch.cat(list(encoded(encode, sample.x["test"])))
-    ranked = largest_differences(fit_acts, sample.part["fit"].labels[:, probed.columns], max(k))
-    return {one: sparse_auroc(fit_acts, test_acts, ranked[:, :one], probed.fit, probed.test, l2) for one in k}
-
-
-def dense_auroc(probe: Probe, sample: Sample, probed: Probed) -> Float[np.ndarray, " concept"]:
-    """The test AUROC of each probed concept from the dense probe, on the same examples."""
-    p = probe.probability(sample.x["test"])[:, probed.columns]
-    return auroc(np.take_along_axis(p.T, probed.test.rows, 1), probed.test.positive)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,8 +15,9 @@ from stages.lib.activations.store import Store
 from stages.lib.concepts.labelled import Labelled, read_labelled, usable_concepts, with_concepts
 from stages.lib.concepts.labels import Concept, read_concepts
 from stages.lib.detectors.coverage import Features
-from stages.lib.detectors.firings import Encode, encoded
-from stages.lib.detectors.null import concept_null, offsets, record
+from stages.lib.detectors.firings import Encode, Firings, encoded_firings, largest, level_of
+from stages.lib.detectors.null import Track, concept_null, offsets
+from stages.lib.detectors.shifted import Circle, circle
 from stages.lib.run.seeds import numpy_generator
 from stages.lib.stats.intervals import resample_counts
 
@@ -59,33 +59,38 @@ def document_resamples(test: Labelled, n_resamples: int, seed: int) -> Int[np.nd
 
 
 class Sample(NamedTuple):
-    """The smaller parts with their activations."""
+    """The smaller parts, with the activations on which something is fitted."""
 
     part: dict[str, Labelled]
     x: dict[str, Tensor]
+    """Of `fit` and `test`."""
     shifts: dict[str, npt.NDArray[np.int64]]
     """Offsets of the label tracks, for validation and test."""
+    circles: dict[str, Circle]
+    """Those label tracks."""
 
 
 def draw_sample(parts: Parts, n_shifts: int, generator: np.random.Generator) -> Sample:
     """Read the activations and draw the shifts."""
     mean_run = max(concept.mean_run for concept in parts.concepts)
     shifts = {s: offsets(len(parts.sample[s]), mean_run, n_shifts, generator) for s in ("validation", "test")}
-    x = {split: part.x() for split, part in parts.sample.items()}
-    return Sample(parts.sample, x, shifts)
+    x = {split: parts.sample[split].x() for split in ("fit", "test")}
+    return Sample(parts.sample, x, shifts, {split: circle(parts.sample[split].labels) for split in shifts})
 
 
-def candidates(encode: Encode, sample: Sample) -> tuple[Features, Float[Tensor, "token d_sae"]]:
-    """The features that `encode` gives, their maxima taken on `fit`, and their activations there."""
-    acts = torch.cat(list(encoded(encode, sample.x["fit"])))
-    return Features(encode, acts.amax(0).numpy(), sample.part["fit"].labels.shape[1]), acts
+def candidates(encode: Encode, d_sae: int, sample: Sample) -> tuple[Features, Firings]:
+    """The features that `encode` gives, their maxima taken on `fit`, and where they fire there."""
+    found = encoded_firings(encode, sample.x["fit"])
+    return Features(encode, largest(found, d_sae), sample.part["fit"].labels.shape[1]), found
 
 
 def shifted(features: Features, sample: Sample, which: slice) -> Float[np.ndarray, "shift concept"]:
-    """The F1 that features reach on shifted labels, for some of the shifts."""
-    tracks = {
-        split: record(features.encode, sample.x[split], features.maximum, sample.part[split].labels)
-        for split in sample.shifts
-    }
+    """The F1 that features reach on shifted labels, for some of the shifts, after the passes over both splits."""
+
+    def track(split: str) -> Track:
+        (row, feature, activation), maximum = features.sampled(split), features.maximum
+        level = level_of(activation, maximum[feature])
+        return Track(row, feature, level, sample.part[split].labels, len(maximum), sample.circles[split])
+
     by = {split: offset[which] for split, offset in sample.shifts.items()}
-    return concept_null(tracks["validation"], tracks["test"], by["validation"], by["test"])
+    return concept_null(track("validation"), track("test"), by["validation"], by["test"])
