@@ -28,9 +28,9 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stages.lib.activations.store import open_store
+from stages.lib.fidelity.ablations import spread
 from stages.lib.fidelity.attribution import CleanRun, Measured, Plan, gradient, measure
 from stages.lib.fidelity.calibration import Columns, agreements, block_counts, crossed_counts
-from stages.lib.fidelity.cross_entropy import spread
 from stages.lib.fidelity.node_samples import draw_tokens
 from stages.lib.io import params
 from stages.lib.io.summary import Row, write_summary

@@ -1,6 +1,6 @@
 """How faithful each SAE of an arm is to the activations and to the language model, on held-out documents.
 
-in: data/activations, data/tokens, data/model, data/train/<arm>
+in: data/activations, data/tokens, data/model, data/ablations/<revision>, data/train/<arm>
 out: data/evaluate/<arm> (`l0.parquet`, `documents.parquet`, `alive.parquet`), reports/evaluate/<arm>.json
 
 All levels and seeds, and the further seeds that have the followed level alone. The numbers are defined in
@@ -18,7 +18,6 @@ Baselines: the mean training activation of each token id, and the principal comp
 the SAE has active features on average.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,15 +29,24 @@ from jaxtyping import Bool, Int
 from pydantic import NonNegativeInt, PositiveInt
 
 from stages.lib.activations.store import Store, open_store
-from stages.lib.fidelity.cross_entropy import CleanSums, Site, Sums, split_sums, spread
+from stages.lib.fidelity.ablations import (
+    Ablations,
+    Site,
+    batches,
+    chosen_windows,
+    identity,
+    read_ablations,
+    windows_at_a_time,
+)
+from stages.lib.fidelity.cross_entropy import Sums, split_sums
 from stages.lib.fidelity.detail_tables import alive_table, documents_table, l0_table
 from stages.lib.fidelity.measures import Fidelity
-from stages.lib.fidelity.reconstruction import Baselines, OnTraining, dead, fidelities, on_training
+from stages.lib.fidelity.reconstruction import Baselines, OnTraining, dead, fidelities, on_training, shift_of
 from stages.lib.fidelity.summary_rows import ce_rows, clean_row, fidelity_rows, training_rows
 from stages.lib.io import params
-from stages.lib.io.files import read_json
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
+from stages.lib.language.copies import Copies
 from stages.lib.language.model import check_weights, load_model
 from stages.lib.language.windows import Windows, read_windows
 from stages.lib.run.log import Log
@@ -53,8 +61,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 DATA = Path("data/evaluate")
-LOGITS = 2**25
-"""Logits at a time."""
 
 
 class EvaluateParams(params.Params):
@@ -92,16 +98,21 @@ class Inputs(NamedTuple):
     store: Store
     windows: Windows
     """Of the test split."""
+    ablations: Ablations
+    """Of the model without an SAE."""
     model: "TransformerBridge"
 
 
-def prepare(arm: str, seeds: list[int], more_seeds: list[int]) -> Inputs:
+def prepare(arm: str, given: Settings) -> Inputs:
     """Load the SAEs and the language model whose activations they were trained on."""
+    own, seeds, more_seeds = given
     runs = [*members(arm, seeds), *more_members(arm, more_seeds)]
-    store = open_store(revision(arm, seeds[0]), verify=("validation", "test"))
+    trained_on, windows = revision(arm, seeds[0]), read_windows("test")
+    store = open_store(trained_on, verify=("validation", "test"))
     check_weights(store.index, store.directory)
-    windows, model = read_windows("test"), load_model(store.index["revision"], device())
-    return Inputs(runs, [load_sae(run.directory).to(device()) for run in runs], store, windows, model)
+    ablations = read_ablations(trained_on, identity(store, windows, own.n_ce_tokens))
+    model = load_model(store.index["revision"], device())
+    return Inputs(runs, [load_sae(run.directory).to(device()) for run in runs], store, windows, ablations, model)
 
 
 class CrossEntropies(NamedTuple):
@@ -112,29 +123,18 @@ class CrossEntropies(NamedTuple):
     document: Int[np.ndarray, " window"]
     """The document of each of them, numbered among those that occur."""
     n_documents: int
-    clean: CleanSums
-    """Of all windows."""
 
 
 def cross_entropies(own: EvaluateParams, inputs: Inputs) -> CrossEntropies:
-    """The sums of test windows spread evenly over the split, and of the unchanged model over the whole split."""
+    """The sums of test windows spread evenly over the split."""
     store, windows, model = inputs.store, inputs.windows, inputs.model
-    per_window = store.n_rows("test") / len(windows.length)
-    chosen = spread(len(windows.length), math.ceil(own.n_ce_tokens / per_window))
-    size = max(1, min(16, LOGITS // (windows.n_ctx * model.cfg.d_vocab)))
+    chosen = chosen_windows(store, windows, own.n_ce_tokens)
+    parts = batches(windows, chosen, windows_at_a_time(windows.n_ctx, model.cfg.d_vocab), torch.device(device()))
     generator = torch.Generator().manual_seed(integer(own.seed, "evaluate", "random_error"))
-    site = Site(model, store.hook_name, store.mean.to(device()))
-    sums, clean = split_sums(site, windows, chosen, inputs.saes, generator, batch=size)
+    site = Site(Copies(model), store.hook_name, store.mean.to(device()))
+    sums = split_sums(site, parts, inputs.saes, generator)
     present, document = np.unique(windows.document.numpy()[chosen], return_inverse=True)
-    return CrossEntropies(sums, document, len(present), clean)
-
-
-def shift_of(member: Member) -> float:
-    """The shift of an SAE's pre-activations that ended its training, in normalised units; 0 where none is recorded."""
-    facts = read_json(member.directory.parent / "train.json")
-    shifts: list[float] = facts.get("shift", [0.0])
-    # A seed of the followed level alone has one.
-    return shifts[member.level] if len(shifts) == len(facts["levels"]) else shifts[0]
+    return CrossEntropies(sums, document, len(present))
 
 
 class Measured(NamedTuple):
@@ -171,16 +171,17 @@ def summarise(own: EvaluateParams, inputs: Inputs, found: Measured) -> Iterator[
     each = zip(inputs.runs, found.fidelities, found.silent, found.training, strict=True)
     for index, (member, fidelity, silent, training) in enumerate(each):
         yield from fidelity_rows(member, fidelity, found.baselines, silent, n_validation, counts)
-        yield from ce_rows(member, patched.sums, index, patched.document, ce_counts)
-        yield clean_row(member, patched.clean, inputs.windows.document.numpy(), counts)
+        yield from ce_rows(member, patched.sums, inputs.ablations, index, patched.document, ce_counts)
+        yield clean_row(member, inputs.ablations, inputs.windows.document.numpy(), counts)
         yield from training_rows(member, training)
 
 
 def main(arm: str) -> None:
     """Evaluate all levels and seeds of an arm."""
-    own, seeds, more_seeds = settings()
+    given = settings()
+    own = given.evaluate
     keep_freed_memory()
-    inputs = prepare(arm, seeds, more_seeds)
+    inputs = prepare(arm, given)
     with Log(f"evaluate@{arm}", unit="SAE") as log, torch.no_grad():
         found = measure(own, inputs, log)
     pairs = list(zip(inputs.runs, found.fidelities, strict=True))

@@ -5,16 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.lib.fidelity.cross_entropy import CleanSums, Sums
+from stages.lib.fidelity.ablations import Ablations
+from stages.lib.fidelity.cross_entropy import Sums
 from stages.lib.fidelity.summary_rows import ce_rows, clean_row
 from stages.lib.sae.members import Member
 from stages.lib.stats.intervals import Interval, ratio_interval, resample_counts
 
 
-def sums(clean: float, mean: float) -> Sums:
+def sums(clean: float, mean: float) -> tuple[Sums, Ablations]:
     """One window of two predictions and one SAE."""
     one, both = np.array([[2.0]]), np.zeros((1, 2), dtype=np.int64)
-    return Sums(np.array([2]), np.array([clean]), np.array([4.0]), np.array([mean]), one, one, one, np.zeros(2), both)
+    n, loss = np.array([2]), np.array([clean])
+    return Sums(n, loss, one, one, one, np.zeros(2), both), Ablations(n, loss, np.array([4.0]), np.array([mean]))
 
 
 def test_recovered_ce_is_absent_where_ablation_costs_little() -> None:
@@ -22,7 +24,7 @@ def test_recovered_ce_is_absent_where_ablation_costs_little() -> None:
     counts = resample_counts(1, 5, np.random.default_rng(0))
 
     def names(clean: float, mean: float) -> set[str]:
-        rows = ce_rows(member, sums(clean, mean), 0, np.array([0]), counts)
+        rows = ce_rows(member, *sums(clean, mean), 0, np.array([0]), counts)
         return {row.metric for row in rows}
 
     # .045 and .055 nats a prediction.
@@ -35,15 +37,18 @@ def rows_of(
     some: Sums, documents: list[int], counts: np.ndarray
 ) -> dict[str, tuple[float, float | None, float | None]]:
     """The cross-entropies of the one SAE, by name."""
-    found = ce_rows(Member("toy", 0, 0, Path(), 1.0), some, 0, np.array(documents), counts)
+    far = np.full(len(documents), 900.0)
+    found = ce_rows(
+        Member("toy", 0, 0, Path(), 1.0), some, Ablations(some.n, some.clean, far, far), 0, np.array(documents), counts
+    )
     return {row.metric: (row.value, row.low, row.high) for row in found}
 
 
 def test_the_added_losses_by_hand() -> None:
     # Three windows of 2, 2 and 4 predictions; the first two are of one document.
-    n, clean, far = np.array([2, 2, 4]), np.array([2.0, 4.0, 4.0]), np.full(3, 90.0)
+    n, clean = np.array([2, 2, 4]), np.array([2.0, 4.0, 4.0])
     sae, random = np.array([[4.0, 6.0, 8.0]]), np.array([[3.0, 4.0, 7.0]])
-    some = Sums(n, clean, far, far, sae, random, sae, np.arange(8.0), np.arange(8)[None])
+    some = Sums(n, clean, sae, random, sae, np.arange(8.0), np.arange(8)[None])
     got = rows_of(some, [0, 0, 1], np.array([[1, 1], [2, 0], [0, 2]]))
     assert got["ce_clean"][0] == 10 / 8
     assert got["delta_ce"][0] == 8 / 8  # added: 2, 2, 4
@@ -56,15 +61,16 @@ def test_the_added_losses_by_hand() -> None:
 
 
 def test_the_ratio_is_absent_where_the_sae_costs_nothing() -> None:
-    n, clean, far = np.array([100]), np.array([100.0]), np.array([900.0])
+    n, clean = np.array([100]), np.array([100.0])
     for added, there in ((4.0, False), (6.0, True)):
         sae = np.array([[100.0 + added]])
-        some = Sums(n, clean, far, far, sae, sae + 1, sae, np.arange(100.0), np.arange(100)[None])
+        some = Sums(n, clean, sae, sae + 1, sae, np.arange(100.0), np.arange(100)[None])
         assert ("random_error_ratio" in rows_of(some, [0], np.ones((3, 1), int))) == there
 
 
 def test_the_clean_loss_of_a_split_by_hand() -> None:
-    clean = CleanSums(np.array([2, 2, 4]), np.array([2.0, 4.0, 4.0]))
+    none = np.zeros(0)
+    clean = Ablations(np.array([2, 2, 4]), np.array([2.0, 4.0, 4.0]), none, none)
     counts = np.array([[1, 1], [2, 0], [0, 2]])
     row = clean_row(Member("toy", 0, 0, Path(), 1.0), clean, np.array([0, 0, 1]), counts)
     assert (row.value, row.n) == (10 / 8, 8)

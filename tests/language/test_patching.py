@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.lib.fidelity.cross_entropy import Site, joined, spread, window_sums
+from stages.lib.fidelity.ablations import Batch, Site, measure_ablations, spread
+from stages.lib.fidelity.cross_entropy import Sums, joined, window_sums
 from stages.lib.io.errors import UserError
 from stages.lib.language import patching
+from stages.lib.language.copies import Copies
 from stages.lib.language.patching import (
     WindowLoss,
     check_resumption,
@@ -25,6 +27,7 @@ from stages.lib.language.patching import (
     scored,
     substitute,
 )
+from stages.lib.language.windows import Windows
 from stages.lib.sae.saved import SAE
 from tests.toy_data import D_IN, D_VOCAB, HOOK, N_CTX, write_model
 
@@ -60,6 +63,25 @@ def identity() -> SAE:
     both = torch.cat([torch.eye(D_IN), -torch.eye(D_IN)])
     zeros = torch.zeros(2 * D_IN), torch.zeros(D_IN)
     return SAE("standard", both.T.contiguous(), zeros[0], both, zeros[1], None, None, {})
+
+
+def sums_of(
+    model: Any, tokens: torch.Tensor, valid: torch.Tensor, saes: list[SAE], mean: torch.Tensor | None = None
+) -> Sums:
+    """The sums of some windows as one batch."""
+    site = Site(Copies(model), HOOK, torch.zeros(D_IN) if mean is None else mean)
+    return window_sums(site, Batch(np.arange(len(tokens)), tokens, valid), saes, torch.Generator())
+
+
+def windows_of(tokens: torch.Tensor) -> Windows:
+    """The windows of 12, 7 and 2 tokens as a split of one document."""
+    length = torch.tensor([12, 7, 2], dtype=torch.int32)
+    rest = {name: torch.zeros_like(tokens) for name in ("start", "end")}
+    document = torch.zeros(3, dtype=torch.int32)
+    return Windows(
+        tokens=tokens, document=document, length=length, n_ctx=N_CTX, document_ids=["0"], bos="t1", bos_id=1, pad_id=2,
+        **rest,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("hook_name", HOOKS)
@@ -128,9 +150,13 @@ def test_next_token_nll_equals_cross_entropy(tokens: torch.Tensor) -> None:
 def test_kl_by_hand_and_its_direction() -> None:
     clean, patched = torch.tensor([[[math.log(3.0), 0.0]]]), torch.tensor([[[0.0, 0.0]]])
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert kl_divergence(clean.log_softmax(-1), patched.log_softmax(-1)).item() == pytest.approx(expected)
-    assert kl_divergence(patched.log_softmax(-1), clean.log_softmax(-1)).item() != pytest.approx(expected)
-    assert kl_divergence(clean.log_softmax(-1), (clean + 4).log_softmax(-1)).item() == pytest.approx(0, abs=1e-7)
+
+    def kl(one: torch.Tensor, other: torch.Tensor) -> float:
+        return kl_divergence(one.log_softmax(-1), other.log_softmax(-1), one.softmax(-1)).item()
+
+    assert kl(clean, patched) == pytest.approx(expected)
+    assert kl(patched, clean) != pytest.approx(expected)
+    assert kl(clean, clean + 4) == pytest.approx(0, abs=1e-7)
 
 
 def test_random_error_has_the_length_of_the_error() -> None:
@@ -152,15 +178,11 @@ def test_index_batches() -> None:
 
 
 def test_an_exact_reconstruction_costs_nothing(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
-    mean = torch.zeros(D_IN)
-    sums = window_sums(Site(model, HOOK, mean), tokens, valid, [identity()], torch.Generator())
+    sums = sums_of(model, tokens, valid, [identity()])
     assert sums.n.tolist() == [10, 5, 0]
     np.testing.assert_allclose(sums.sae[0], sums.clean, atol=1e-4)
     np.testing.assert_allclose(sums.random_error[0], sums.clean, atol=1e-4)
     np.testing.assert_allclose(sums.kl, 0, atol=1e-4)
-    # With zeros for the mean, both ablations are one.
-    np.testing.assert_allclose(sums.zero, sums.mean)
-    assert abs(sums.zero[0] - sums.clean[0]) > 0.1
     assert sums.token_nll.sum() == pytest.approx(sums.clean.sum(), rel=1e-5)
     assert sums.token_l0[0].tolist() == [D_IN] * 15
 
@@ -169,7 +191,7 @@ def test_sums_equal_a_run_with_hooks(model: Any, tokens: torch.Tensor, valid: to
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(D_IN, 8, generator=generator)
     one = SAE("topk", weights, torch.zeros(8), weights.T.contiguous(), torch.ones(D_IN), None, 2, {})
-    sums = window_sums(Site(model, HOOK, torch.ones(D_IN)), tokens, valid, [identity(), one], torch.Generator())
+    sums = sums_of(model, tokens, valid, [identity(), one])
 
     def replaced(activation: torch.Tensor, hook: Any) -> torch.Tensor:
         result = one.decode(one.encode(activation))
@@ -185,13 +207,40 @@ def test_sums_equal_a_run_with_hooks(model: Any, tokens: torch.Tensor, valid: to
         assert sums.sae[1, window] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_ablations_equal_runs_with_hooks(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
+    site = Site(Copies(model), HOOK, torch.linspace(-1, 1, D_IN))
+    chosen = np.array([0, 1])
+    found = measure_ablations(site, windows_of(tokens), chosen, 2)
+    assert found.n.tolist() == [10, 5, 0]
+    for name, vector in (("clean", None), ("zero", torch.zeros(D_IN)), ("mean", site.mean)):
+
+        def replaced(activation: torch.Tensor, hook: Any, vector: torch.Tensor | None = vector) -> torch.Tensor:
+            return activation if vector is None else substitute(activation, vector.expand(int(valid.sum()), -1), valid)
+
+        log = model.run_with_hooks(tokens.long(), fwd_hooks=[(HOOK, replaced)]).log_softmax(-1)
+        for window, length in enumerate((12, 7)):
+            own = log[window, torch.arange(1, length - 1), tokens[window, 2:length].long()]
+            assert getattr(found, name)[window] == pytest.approx(-own.sum().item(), rel=1e-5)
+    again = measure_ablations(site, windows_of(tokens), chosen, 1)
+    np.testing.assert_allclose(again.clean, found.clean, rtol=1e-5)
+    assert len(found.zero) == len(found.mean) == 2
+
+
+def test_copies_share_weights_and_give_results_in_order(model: Any, tokens: torch.Tensor) -> None:
+    before, copies = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        copies = Copies(model).map(lambda own, row: (own, run_clean(own, tokens[row : row + 1], HOOK).x), range(3))
+    finally:
+        torch.set_num_threads(before)
+    for row, (own, x) in enumerate(copies):
+        torch.testing.assert_close(x, run_clean(model, tokens[row : row + 1], HOOK).x)
+        assert {one.data_ptr() for one in own.parameters()} == {one.data_ptr() for one in model.parameters()}
+
+
 def test_joined_batches_equal_one(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
-    mean = torch.ones(D_IN)
-    whole = window_sums(Site(model, HOOK, mean), tokens, valid, [identity()], torch.Generator())
-    parts = [
-        window_sums(Site(model, HOOK, mean), tokens[rows], valid[rows], [identity()], torch.Generator())
-        for rows in index_batches(3, 2)
-    ]
+    whole = sums_of(model, tokens, valid, [identity()])
+    parts = [sums_of(model, tokens[rows], valid[rows], [identity()]) for rows in index_batches(3, 2)]
     for name, values in joined(parts)._asdict().items():
         if name != "random_error":  # other directions, as the batches draw others
             np.testing.assert_allclose(values, getattr(whole, name), rtol=1e-5, atol=1e-4)
@@ -200,9 +249,9 @@ def test_joined_batches_equal_one(model: Any, tokens: torch.Tensor, valid: torch
 def test_window_loss_is_zero_at_the_clean_activation(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
     loss = WindowLoss(model, HOOK, tokens, valid, batch=2)
     assert loss(loss.x, torch.arange(3)).abs().max() < 1e-4
-    sums = window_sums(Site(model, HOOK, torch.zeros(D_IN)), tokens, valid, [identity()], torch.Generator())
+    found = measure_ablations(Site(Copies(model), HOOK, torch.zeros(D_IN)), windows_of(tokens), np.arange(3), 2)
     x = substitute(loss.x, torch.zeros(int(valid.sum()), D_IN), valid)
-    np.testing.assert_allclose(loss(x, torch.arange(3)), sums.zero - sums.clean, atol=1e-4)
+    np.testing.assert_allclose(loss(x, torch.arange(3)), found.zero - found.clean, atol=1e-4)
 
 
 def test_a_change_moves_no_earlier_position(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:

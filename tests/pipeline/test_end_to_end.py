@@ -107,7 +107,7 @@ def test_one_command_makes_every_output(whole: tuple[Path, str]) -> None:
     stages = lock(directory)
     assert {f"train@{arm}-{seed}" for arm in ARMS for seed in (0, 1)} < set(stages)
     assert {f"{stage}@{arm}" for stage in ANALYSES for arm in ARMS} < set(stages)
-    assert {"baselines@main", "baselines@untrained"} < set(stages)
+    assert {f"{stage}@{name}" for stage in ("ablations", "baselines") for name in ("main", "untrained")} < set(stages)
     for path in hashes(directory):
         assert (directory / path).exists(), path
     report = (directory / "reports/report.html").read_text()

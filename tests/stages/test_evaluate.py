@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from stages import evaluate
+from stages import ablations, evaluate
 from stages.lib.activations.store import open_store
-from stages.lib.fidelity.reconstruction import dead, labelled, token_means, unshifted
+from stages.lib.fidelity.reconstruction import dead, labelled, shift_of, token_means, unshifted
+from stages.lib.io.errors import UserError
 from stages.lib.io.files import read_json, write_json
 from stages.lib.language.windows import read_windows
 from stages.lib.sae.saved import SAE, load_sae
@@ -32,6 +33,7 @@ def data(shared_project: Path) -> None:
     toy_data.write_all()
     # A further seed, which has the followed level alone.
     shutil.copytree("data/train/toy/seed-1", "data/train/toy/more/seed-2", ignore=shutil.ignore_patterns("level-0"))
+    ablations.main("main")
     evaluate.main("toy")
 
 
@@ -110,10 +112,10 @@ def test_undoing_a_shift_gives_the_sae_before_it(architecture: str) -> None:
 def test_the_shift_is_that_of_the_level() -> None:
     path = Path("data/train/toy/seed-1/train.json")
     facts, member = read_json(path), evaluate.members("toy", [1])[1]
-    assert evaluate.shift_of(member) == 0.0
+    assert shift_of(member) == 0.0
     for shifts in ([0.1, 0.3], [0.3]):
         write_json(path, facts | {"shift": shifts})
-        assert evaluate.shift_of(member) == 0.3
+        assert shift_of(member) == 0.3
     write_json(path, facts)
 
 
@@ -185,6 +187,9 @@ def test_the_clean_loss_is_that_of_all_windows_however_few_saes_run_on(copy: Non
     whole = values(0, 0)
     assert whole["ce_clean_test"]["value"] == pytest.approx(whole["ce_clean"]["value"], rel=1e-6)
     write_params(PARAMS.replace("n_ce_tokens: 10000", "n_ce_tokens: 40"))
+    with pytest.raises(UserError, match=r"another n_ce_tokens .* `dvc repro ablations`"):
+        evaluate.main("toy")
+    ablations.main("main")
     evaluate.main("toy")
     some = values(0, 0)
     assert some["ce_clean"]["n"] < 60 < whole["ce_clean"]["n"]

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from stages.lib.activations.store import Store
 from stages.lib.fidelity.measures import Fidelity, Moments, PrincipalComponents, TokenMeans, mean, squared_distance
+from stages.lib.io.files import read_json
 from stages.lib.language.windows import Windows, read_windows
 from stages.lib.run.machine import device
 from stages.lib.run.parallel import side_by_side
+from stages.lib.sae.members import Member
 from stages.lib.sae.saved import SAE
 from stages.lib.stats.intervals import block_sums
 
@@ -92,6 +94,14 @@ class OnTraining(NamedTuple):
     """The same before the shift of the threshold that ends a training at the wanted L0, if there was one."""
     total: Float[np.ndarray, " 1"]
     """Squared distance from the mean of these activations."""
+
+
+def shift_of(member: Member) -> float:
+    """The shift of an SAE's pre-activations that ended its training, in normalised units; 0 where none is recorded."""
+    facts = read_json(member.directory.parent / "train.json")
+    shifts: list[float] = facts.get("shift", [0.0])
+    # A seed of the followed level alone has one.
+    return shifts[member.level] if len(shifts) == len(facts["levels"]) else shifts[0]
 
 
 def unshifted(one: SAE, shift: float) -> SAE:

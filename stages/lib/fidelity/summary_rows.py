@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Int
 
-from stages.lib.fidelity.cross_entropy import CleanSums, Sums
+from stages.lib.fidelity.ablations import Ablations
+from stages.lib.fidelity.cross_entropy import Sums
 from stages.lib.fidelity.measures import Fidelity, effective_dictionary, l0_statistics
 from stages.lib.fidelity.reconstruction import Baselines, OnTraining
 from stages.lib.io.summary import Row
@@ -65,6 +66,7 @@ def fidelity_rows(
 def ce_rows(
     member: Member,
     sums: Sums,
+    ablations: Ablations,
     index: int,
     documents: Int[np.ndarray, " window"],
     counts: Int[np.ndarray, "resample document"],
@@ -79,7 +81,7 @@ def ce_rows(
     def by_document(values: np.ndarray) -> np.ndarray:
         return block_sums(values.astype(np.float64), documents, counts.shape[1])
 
-    n, clean, zero, mean = (by_document(values) for values in (sums.n, sums.clean, sums.zero, sums.mean))
+    n, clean, zero, mean = (by_document(values) for values in (sums.n, sums.clean, ablations.zero, ablations.mean))
     sae, kl, random = (by_document(values[index]) for values in (sums.sae, sums.kl, sums.random_error))
     n_predictions = int(n.sum())
     plain = {"ce_sae": sae, "ce_zero": zero, "ce_mean": mean, "ce_random_error": random}
@@ -102,12 +104,13 @@ def ce_rows(
 
 def clean_row(
     member: Member,
-    clean: CleanSums,
+    ablations: Ablations,
     documents: Int[np.ndarray, " window"],
     counts: Int[np.ndarray, "resample document"],
 ) -> Row:
     """The unchanged model's loss on all test tokens, with its interval over documents."""
-    nll, n = (block_sums(values.astype(np.float64), documents, counts.shape[1]) for values in (clean.nll, clean.n))
+    values = ablations.clean, ablations.n
+    nll, n = (block_sums(one.astype(np.float64), documents, counts.shape[1]) for one in values)
     low, high = ratio_interval(nll, n, counts) or (None, None)
     return Row(member.level, member.seed, "ce_clean_test", float(nll.sum() / n.sum()), low, high, int(n.sum()))
 

@@ -152,10 +152,15 @@ def next_token_surprisal(
 
 
 def kl_divergence(
-    clean_log_p: Float[Tensor, "window pos d_vocab"], log_p: Float[Tensor, "window pos d_vocab"]
+    clean_log_p: Float[Tensor, "window pos d_vocab"],
+    log_p: Float[Tensor, "window pos d_vocab"],
+    clean_p: Float[Tensor, "window pos d_vocab"],
 ) -> Float[Tensor, "window pos"]:
-    """KL(clean || patched) in nats of the next-token distributions at each position, from their logarithms."""
-    return (clean_log_p.exp() * (clean_log_p - log_p)).sum(-1)
+    """KL(clean || patched) in nats of the next-token distributions at each position, from their logarithms.
+
+    `clean_p` is `clean_log_p.exp()`, which is the same for all that is patched.
+    """
+    return (clean_log_p - log_p).mul_(clean_p).sum(-1)
 
 
 def random_error(

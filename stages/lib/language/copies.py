@@ -1,0 +1,45 @@
+"""A language model that several threads run at once, each on a copy of its own with the same weights in memory.
+
+A run of TransformerLens keeps its hooks, and the activation that it begins with, on the model, so two runs at once on
+the same model would mix. A small model is run side by side because its products are too small to be shared by threads.
+"""
+
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from stages.lib.language.extraction import share
+from stages.lib.run.parallel import side_by_side
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Copies:
+    """As many copies of a model as there are threads; one on a device other than a CPU."""
+
+    def __init__(self, model: "TransformerBridge") -> None:
+        """Copy the model's modules, not its weights."""
+        self.model = model
+        self._device = next(model.parameters()).device
+        n_copies = torch.get_num_threads() if self._device.type == "cpu" else 1
+        self._free: SimpleQueue[TransformerBridge] = SimpleQueue()
+        for one in [model, *(share(model) for _ in range(1, n_copies))]:
+            self._free.put(one)
+
+    def map(self, call: Callable[["TransformerBridge", Item], Result], items: Iterable[Item]) -> list[Result]:
+        """`[call(model, item) for item in items]`, side by side on a CPU; `call` must not change what another reads."""
+
+        def on_a_free_copy(item: Item) -> Result:
+            model = self._free.get()
+            try:
+                return call(model, item)
+            finally:
+                self._free.put(model)
+
+        return side_by_side(on_a_free_copy, items, self._device)
