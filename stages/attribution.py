@@ -28,13 +28,14 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stages.lib.activations.store import open_store
-from stages.lib.fidelity.ablations import spread
+from stages.lib.fidelity.ablations import spread, windows_at_a_time
 from stages.lib.fidelity.attribution import CleanRun, Measured, Plan, gradient, measure
 from stages.lib.fidelity.calibration import Columns, agreements, block_counts, crossed_counts
 from stages.lib.fidelity.node_samples import draw_tokens
 from stages.lib.io import params
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
+from stages.lib.language.copies import Copies
 from stages.lib.language.model import check_weights, load_model
 from stages.lib.language.patching import WindowLoss, check_resumption
 from stages.lib.language.windows import Windows, read_windows
@@ -47,8 +48,6 @@ from stages.lib.sae.saved import load_sae
 from stages.lib.stats.correlation import spearman, top_recall
 
 DATA = Path("data/attribution")
-LOGITS = 2**23
-"""How many logits are in memory at a time."""
 RECALL = (10, 50)
 """Sizes of the sets of largest effects that are looked for among the largest scores."""
 
@@ -172,13 +171,13 @@ def main(arm: str) -> None:
     store = open_store(revision(arm, seeds[0]))
     check_weights(store.index, store.directory)
     model, text = load_model(store.index["revision"], device()), read_text(own.n_windows)
-    batch = max(1, LOGITS // (text.tokens.shape[1] * model.cfg.d_vocab))
+    batch = windows_at_a_time(text.tokens.shape[1], model.cfg.d_vocab)
     nodes: list[pd.DataFrame] = []
     features: list[pd.DataFrame] = []
     rows: list[Row] = []
     with Log(f"attribution@{arm}", len(followed), "SAE") as log:
         check_resumption(model, text.tokens[:1], store.hook_name)
-        loss = WindowLoss(model, store.hook_name, text.tokens, text.valid, batch)
+        loss = WindowLoss(Copies(model), store.hook_name, text.tokens, text.valid, batch)
         clean = CleanRun(loss, gradient(loss, loss.x, batch), batch)
         draws = draw_tokens(loss.counted, own.n_random, numpy_generator(own.seed, "attribution", "tokens"))
         for member in followed:

@@ -75,6 +75,20 @@ def test_hooks_give_what_transformers_computes(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_norms_worked_out_once_change_no_bit(
+    kind: str, directories: dict[str, Path], tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(directories[kind])
+    plain = TransformerBridge.boot_transformers("data/model", device="cpu", dtype=torch.float32).eval()
+    model = load_model("main", "cpu")
+    with torch.no_grad():
+        assert torch.equal(model(tokens), plain(tokens))
+        seen: list[torch.Tensor] = []
+        model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.ln1.hook_scale", lambda x, hook: seen.append(x))])
+    assert not seen  # what `plain` works out for this hook
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_stops_above_the_hook_gives_the_same_activations_bit_for_bit(
     kind: str, directories: dict[str, Path], tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,7 +247,7 @@ def test_joined_batches_equal_one(model: Any, tokens: torch.Tensor, valid: torch
 
 
 def test_window_loss_is_zero_at_the_clean_activation(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
-    loss = WindowLoss(model, HOOK, tokens, valid, batch=2)
+    loss = WindowLoss(Copies(model), HOOK, tokens, valid, batch=2)
     assert loss(loss.x, torch.arange(3)).abs().max() < 1e-4
     found = measure_ablations(Site(Copies(model), HOOK, torch.zeros(D_IN)), windows_of(tokens), np.arange(3), 2)
     x = substitute(loss.x, torch.zeros(int(valid.sum()), D_IN), valid)
@@ -255,7 +255,7 @@ def test_window_loss_is_zero_at_the_clean_activation(model: Any, tokens: torch.T
 
 
 def test_a_change_moves_no_earlier_position(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:
-    loss = WindowLoss(model, HOOK, tokens, valid, batch=3)
+    loss = WindowLoss(Copies(model), HOOK, tokens, valid, batch=3)
     x = loss.x[:1].clone()
     x[0, 6] += 1
     change = loss.by_position(x, torch.tensor([0]))[0]

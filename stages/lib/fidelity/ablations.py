@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 ABLATIONS, FILE = Path("data/ablations"), "ablations.safetensors"
-LOGITS = 2**25
-"""Logits at a time, if that is fewer than those of `MOST_WINDOWS`."""
-MOST_WINDOWS = 16
+LOGITS, MOST_WINDOWS = 2**23, 16
+"""What a run of the model takes at most, unless one window has more logits; each thread has a run."""
 
 
 class Ablations(NamedTuple):

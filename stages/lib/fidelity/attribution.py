@@ -16,7 +16,7 @@ Here m is the sum over a window's counted predictions of the next token's negati
 causal, so a node at t moves only the predictions at t and later.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from stages.lib.fidelity.node_samples import Draws, drawn_nodes, strata
 from stages.lib.language.patching import WindowLoss, index_batches
+from stages.lib.run.parallel import side_by_side
 from stages.lib.sae.saved import SAE
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -54,11 +55,24 @@ def active_nodes(feature_acts: Float[Tensor, "window pos d_sae"]) -> Nodes:
 
 def gradient(metric: Metric, x: Float[Tensor, "window pos d_in"], batch: int) -> Float[Tensor, "window pos d_in"]:
     """The gradient of m at x, `batch` windows at a time; they do not mix, so one backward run serves all in a batch."""
-    pieces: list[Tensor] = []
-    for windows in index_batches(len(x), batch):
+    [found] = gradients(metric, [x], batch)
+    return found
+
+
+def gradients(
+    metric: Metric, points: Sequence[Float[Tensor, "window pos d_in"]], batch: int
+) -> list[Float[Tensor, "window pos d_in"]]:
+    """The gradient of m at each of several x, side by side."""
+
+    def of(work: tuple[Tensor, Tensor]) -> Tensor:
+        x, windows = work
         leaf = x[windows].detach().requires_grad_()
-        pieces += torch.autograd.grad(metric(leaf, windows).sum(), leaf)
-    return torch.cat(pieces)
+        [found] = torch.autograd.grad(metric(leaf, windows).sum(), leaf)
+        return found
+
+    parts = [*index_batches(len(points[0]), batch)]
+    pieces = side_by_side(of, ((x, windows) for x in points for windows in parts), points[0].device)
+    return [torch.cat(pieces[start : start + len(parts)]) for start in range(0, len(pieces), len(parts))]
 
 
 def removal_scores(
@@ -80,11 +94,21 @@ def path_gradient(
     batch: int,
 ) -> Float[Tensor, "window pos d_in"]:
     """The mean gradient along the path that takes `contribution` (`f W_dec`) off x, at the midpoints of `n_steps`."""
+    alphas = [(step + 0.5) / n_steps for step in range(n_steps)]
     total = torch.zeros_like(x)
-    for step in range(n_steps):
-        alpha = (step + 0.5) / n_steps
-        total += gradient(metric, x - (1 - alpha) * contribution, batch)
+    for found in gradients(metric, [x - (1 - alpha) * contribution for alpha in alphas], batch):
+        total += found
     return total / n_steps
+
+
+def values(metric: Metric, work: Iterable[tuple[Tensor, Tensor]], on: torch.device) -> list[Tensor]:
+    """`metric(x, windows)` of each batch of rows, without gradients, side by side."""
+
+    @torch.no_grad()  # which holds for one thread alone
+    def of(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return metric(*batch)
+
+    return side_by_side(of, work, on)
 
 
 @torch.no_grad()
@@ -96,12 +120,15 @@ def ablations(
     batch: int,
 ) -> Float[Tensor, " node"]:
     """The value of m without each node: a run of its window for each, `batch` at a time."""
-    pieces = []
-    for rows in index_batches(len(nodes.activation), batch):
+
+    def without(rows: Tensor, windows: Tensor) -> Tensor:
         some = nodes.take(rows)
-        ablated = x[some.window].clone()
+        ablated = x[windows]
         ablated[torch.arange(len(rows)), some.pos] -= some.activation[:, None] * W_dec[some.feature]
-        pieces.append(metric(ablated, some.window))
+        return metric(ablated, windows)
+
+    parts = [(rows, nodes.window[rows]) for rows in index_batches(len(nodes.activation), batch)]
+    pieces = values(without, parts, x.device)
     return torch.cat(pieces) if pieces else x.new_zeros(0)
 
 
@@ -203,8 +230,8 @@ def checks(clean: CleanRun, contribution: Float[Tensor, "window pos d_in"], scor
     """
     loss, parts = clean.loss, [*index_batches(len(clean.loss.x), clean.batch)]
     error = loss.x - contribution
-    exact = [loss.by_position((contribution + error)[some], some) for some in parts]
-    total = float(torch.cat([loss(error[some], some) for some in parts]).sum())
+    exact = values(loss.by_position, [((contribution + error)[some], some) for some in parts], loss.x.device)
+    total = float(torch.cat(values(loss, [(error[some], some) for some in parts], loss.x.device)).sum())
     return {
         "hook_max_error": float(torch.cat(exact).abs().max()),
         "completeness_ig": completeness_error(scores.ig, total),

@@ -4,7 +4,8 @@ A run of TransformerLens keeps its hooks, and the activation that it begins with
 the same model would mix. A small model is run side by side because its products are too small to be shared by threads.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,14 +33,20 @@ class Copies:
         for one in [model, *(share(model) for _ in range(1, n_copies))]:
             self._free.put(one)
 
+    @contextmanager
+    def one(self) -> Iterator["TransformerBridge"]:
+        """A copy that no other thread runs meanwhile."""
+        model = self._free.get()
+        try:
+            yield model
+        finally:
+            self._free.put(model)
+
     def map(self, call: Callable[["TransformerBridge", Item], Result], items: Iterable[Item]) -> list[Result]:
         """`[call(model, item) for item in items]`, side by side on a CPU; `call` must not change what another reads."""
 
         def on_a_free_copy(item: Item) -> Result:
-            model = self._free.get()
-            try:
+            with self.one() as model:
                 return call(model, item)
-            finally:
-                self._free.put(model)
 
         return side_by_side(on_a_free_copy, items, self._device)

@@ -7,6 +7,7 @@ that `transformers` computes. Heavy libraries are imported where they are used: 
 import hashlib
 import re
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -76,7 +77,26 @@ def load_model(revision: str, device: torch.device | str, dtype: torch.dtype = t
 
     _silence_transformers()
     model = TransformerBridge.boot_transformers(str(path), device=device, dtype=dtype)
+    _normalise_once(model)
     return model.eval().requires_grad_(False)
+
+
+def _normalise_once(model: "TransformerBridge") -> None:
+    """Let each norm work out its output alone, as `transformers` does: the hooks between its steps get nothing.
+
+    TransformerLens works a norm out a second time for those hooks, which nothing here reads; with one block above the
+    hook that is a seventh of a run. Input and output of the norm keep their hooks, and its numbers are the same.
+    """
+    from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
+
+    def own(norm: NormalizationBridge, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = norm.original_component(x)
+        return result.to(x.dtype)
+
+    for module in model.modules():
+        if isinstance(module, NormalizationBridge) and module.use_native_layernorm_autograd:
+            # Not as an attribute, which the module would hand on to what it wraps.
+            module.__dict__["_hf_autograd_forward_with_hooks"] = MethodType(own, module)
 
 
 def load_tokenizer() -> "PreTrainedTokenizerFast":

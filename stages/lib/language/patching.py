@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.lib.io.errors import UserError
+from stages.lib.language.copies import Copies
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -176,31 +177,35 @@ class WindowLoss:
     """The summed next-token loss of each window as a function of the activation at the hook, relative to the clean run.
 
     Calling it with rows of activations and the windows that they stand for gives `sum (nll - clean nll)` in nats over
-    the counted predictions of each row: a difference by position, so that what does not move cancels exactly.
+    the counted predictions of each row: a difference by position, so that what does not move cancels exactly. Several
+    threads may call it at once.
     """
 
     def __init__(
         self,
-        model: "TransformerBridge",
+        models: Copies,
         hook_name: str,
         tokens: Int[Tensor, "window pos"],
         valid: Bool[Tensor, "window pos"],
         batch: int,
     ) -> None:
         """Run the clean model, `batch` windows at a time."""
-        self._model, self._hook_name, self._tokens = model, hook_name, tokens
+        self._models, self._hook_name, self._tokens = models, hook_name, tokens
         self.counted = scored(valid)
-        x, nll = [], []
-        for rows in index_batches(len(tokens), batch):
-            clean = run_clean(model, tokens[rows], hook_name)
-            x.append(clean.x)
-            nll.append(next_token_nll(clean.logits, tokens[rows]))
-        self.x, self.nll = torch.cat(x), torch.cat(nll)
+
+        def clean(model: "TransformerBridge", rows: Tensor) -> tuple[Tensor, Tensor]:
+            run = run_clean(model, tokens[rows], hook_name)
+            return run.x, next_token_nll(run.logits, tokens[rows])
+
+        parts = models.map(clean, index_batches(len(tokens), batch))
+        self.x, self.nll = (torch.cat(part) for part in zip(*parts, strict=True))
 
     def by_position(self, x: Float[Tensor, "row pos d_in"], windows: Int[Tensor, " row"]) -> Float[Tensor, "row pos"]:
         """The change of the loss at each position; 0 where no prediction counts."""
         tokens = self._tokens[windows]
-        nll = next_token_nll(run_from(self._model, tokens, self._hook_name, x), tokens)
+        with self._models.one() as model:
+            logits = run_from(model, tokens, self._hook_name, x)
+        nll = next_token_nll(logits, tokens)
         return (nll - self.nll[windows]) * self.counted[windows]
 
     def __call__(self, x: Float[Tensor, "row pos d_in"], windows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
