@@ -66,7 +66,7 @@ class Counted(NamedTuple):
     """What was counted."""
 
     own: csr_array
-    """Int64, as `stages.lib.concepts.ngrams.tally` gives it."""
+    """Int64, as `stages.lib.concepts.tally` gives it."""
     facts: dict[str, int]
     """`n_tokens`, `n_documents`, and of these `n_unparsed`, Python without a syntax tree."""
 

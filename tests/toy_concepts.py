@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stages.lib.concepts.counting import context_of_split
 from stages.lib.concepts.labels import CONCEPTS, Concept, pack, write_concepts, write_labels
-from stages.lib.concepts.ngrams import Asked, tally, write_ngrams
+from stages.lib.concepts.ngrams import Asked, write_ngrams
+from stages.lib.concepts.tally import tally
 from stages.lib.language.windows import read_windows
 from tests import worlds
 from tests.worlds import Rows, numbered, training_rows, unit, write_store, write_tokens

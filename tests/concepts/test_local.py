@@ -7,8 +7,9 @@ import token
 import numpy as np
 import pytest
 
+from stages.lib.concepts.python_labels import label_python
 from stages.lib.concepts.python_source import KEYWORDS, Source, Token
-from stages.lib.concepts.python_tokens import SPECS, label_python
+from stages.lib.concepts.python_tokens import SPECS
 
 FAR = ("if_test", "call_argument", "return_value", "first_argument", "assignment_value", "display",
        "keyword_argument_equals", "call_closing_parenthesis", "function_signature", "later_parameter")  # fmt: skip
@@ -25,18 +26,19 @@ def scores() -> dict[str, float]:
     """For each concept the F1 of the best list of triples of kinds, on the first characters of tokens."""
     triples: list[str] = []
     source = Source(inspect.getsource(argparse))
-    masks, kinds, end = label_python(source), ["\n", "\n"], 0
+    kinds, end = ["\n", "\n"], 0
     for found in source.tokens:
         if "\n" in source.text[end : found.start]:
             kinds.append("\n")
         kinds.append(kind_of(found))
         triples.append(" ".join(kinds[-3:]))
         end = found.end
-    starts = [found.start for found in source.tokens]
+    names = [spec.name for spec in SPECS]
+    labels = label_python(source, names).labels(source.tokens.start)
     _, triple = np.unique(triples, return_inverse=True)
     total, best = np.bincount(triple), {}
-    for name in (spec.name for spec in SPECS if spec.name in masks):
-        positive = np.bincount(triple[masks[name][starts]], minlength=len(total))
+    for name, label in zip(names, labels.T, strict=True):
+        positive = np.bincount(triple[label], minlength=len(total))
         if positive.sum() >= 20:
             order = np.argsort(-positive / total)
             both = positive[order].cumsum()

@@ -8,7 +8,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from stages.lib.concepts.labels import Concept, write_concepts
-from stages.lib.concepts.ngrams import FILE, ORDERS, Asked, contexts, pack, read_ngrams, tally, write_ngrams
+from stages.lib.concepts.ngrams import FILE, ORDERS, Asked, contexts, pack, read_ngrams, write_ngrams
+from stages.lib.concepts.tally import tally
 from stages.lib.io.errors import UserError
 
 D_VOCAB, NAMES = 6, ["a", "b", "c"]

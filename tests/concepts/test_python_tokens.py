@@ -1,29 +1,39 @@
 import ast
+import io
 import json.decoder
 import textwrap
+import token
 import tokenize
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stages.lib.concepts import python_source
-from stages.lib.concepts.python_source import Source, join_fstrings
-from stages.lib.concepts.python_tokens import SPECS, fields, label_python
+from stages.lib.concepts.python_labels import fields, label_python
+from stages.lib.concepts.python_source import Source, join_fstrings, split_tokens
+from stages.lib.concepts.python_tokens import SPECS
+from stages.lib.concepts.spans import Spans
 
 BY_NAME = {spec.name: spec for spec in SPECS}
+
+
+def masks_of(source: Source, places: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """A mask over the characters for each concept, or over some of them."""
+    places = np.arange(len(source.text)) if places is None else places
+    return dict(zip(BY_NAME, label_python(source, [*BY_NAME]).labels(places).T, strict=True))
 
 
 def pieces(text: str) -> dict[str, list[str]]:
     """The stretches of the text in which each concept holds."""
     source = Source(text)
     found = {}
-    for name, mask in label_python(source).items():
-        mask = source.original(mask)
+    for name, mask in masks_of(source, source.place(np.arange(len(text)))).items():
         assert mask.shape == (len(text),)
         stretches = [[i for i, _ in run] for holds, run in groupby(enumerate(mask), key=lambda pair: pair[1]) if holds]
-        found[name] = [text[run[0] : run[-1] + 1] for run in stretches]
+        if stretches:
+            found[name] = [text[run[0] : run[-1] + 1] for run in stretches]
     return found
 
 
@@ -434,7 +444,7 @@ def test_offset_counts_bytes():
 @pytest.mark.parametrize("text", ['print "a", x\n', "def f(a b):\n    return 1\n"])
 def test_source_that_does_not_parse_has_the_concepts_of_its_tokens(text):
     source = Source(text)
-    masks = label_python(source)
+    masks = masks_of(source)
     assert source.tree is None
     assert masks["name"].any()
     assert not any(masks[name].any() for name in ("statement_start", "variable", "block_depth_1_up") if name in masks)
@@ -443,13 +453,13 @@ def test_source_that_does_not_parse_has_the_concepts_of_its_tokens(text):
 @pytest.mark.parametrize("text", ["x = (1,\n", "a\n  b\n c\n", '"""open\n', "a = $b\n", "x = 'open\n"])
 def test_text_that_is_no_sequence_of_tokens_has_no_concept(text):
     source = Source(text)
-    assert (source.tree, source.tokens) == (None, [])
-    assert not any(mask.any() for mask in label_python(source).values())
+    assert (source.tree, [*source.tokens]) == (None, [])
+    assert not any(mask.any() for mask in masks_of(source).values())
 
 
 @pytest.mark.parametrize("text", ["", "\n", "a\x00b\n", "x = '\ud800'\n", "# only\n", "x = 1", "'a\\d'\n"])
 def test_odd_texts_are_labelled(text):
-    assert all(mask.shape == (len(text),) for mask in label_python(Source(text)).values())
+    assert all(mask.shape == (len(text),) for mask in masks_of(Source(text)).values())
 
 
 def test_deep_nesting_is_not_fatal():
@@ -471,12 +481,82 @@ REAL = [json.decoder, textwrap, tokenize]
 @pytest.fixture(scope="module")
 def real() -> list[tuple[Source, dict[str, np.ndarray]]]:
     sources = [Source(Path(module.__file__).read_text(encoding="utf-8")) for module in REAL]
-    return [(source, label_python(source)) for source in sources]
+    return [(source, masks_of(source)) for source in sources]
 
 
-def test_every_painted_concept_is_listed_once(real):
+OPERANDS = [
+    "x",
+    "_y1",
+    "0x1F",
+    "1_0.5e-3j",
+    ".5",
+    "1.",
+    "'a'",
+    '"b\\"c"',
+    "rb'z'",
+    '"""d\n""e"""',
+    "F'{e}'",
+    "é",
+    "...",
+]
+OPERATORS = [
+    "**",
+    "//",
+    "!=",
+    "<",
+    ">>",
+    "@",
+    "==",
+    ",",
+    "-~",
+    "if 1else",
+    "or",
+    "and\\\n",
+    ".a.",
+    "#f 'g\n+",
+    ":=",
+    "%\f",
+]
+
+
+def random_source(generator: np.random.Generator) -> str:
+    """Operands and operators in parentheses, with and without space; not all of it is Python."""
+    pieces = [*generator.choice(OPERANDS, 4), *generator.choice(OPERATORS, 4), *generator.choice(["", " ", "\n"], 7)]
+    return "(" + "".join(pieces[i] for i in (0, 8, 4, 9, 1, 10, 5, 11, 2, 12, 6, 13, 3, 14)) + ")\n"
+
+
+def test_a_pattern_finds_the_tokens_of_tokenize(real):
+    """On real source, and on random pieces wherever they are Python."""
+    generator, n_checked = np.random.default_rng(0), 0
+    for text in [*(source.text for source, _ in real), *(random_source(generator) for _ in range(2000))]:
+        found = split_tokens(text)
+        if python_source._parse(text) is None or found is None:
+            continue
+        lines = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+        expected = [
+            (t.type, lines[t.start[0] - 1] + t.start[1], lines[t.end[0] - 1] + t.end[1])
+            for t in join_fstrings(tokenize.generate_tokens(io.StringIO(text).readline))
+            if t.type in (token.NAME, token.NUMBER, token.STRING, token.OP, token.COMMENT)
+        ]
+        assert [(*one,) for one in found] == [(kind, text[start:end], start, end) for kind, start, end in expected]
+        n_checked += 1
+    assert n_checked >= 200
+
+
+def test_what_a_pattern_cannot_tell_is_left_to_tokenize():
+    assert split_tokens("a·b = 1\n") is None  # a name, but not of characters that words are made of
+    assert Source("a·b = 1\n").tree is not None
+
+
+def test_every_painted_concept_is_listed_once(monkeypatch, real):
     assert len(BY_NAME) == len(SPECS)
-    assert {name for _, masks in real for name in masks} <= set(BY_NAME)
+    painted = set()
+    monkeypatch.setattr(Spans, "paint", lambda _, name, start, end: painted.add(name))
+    monkeypatch.setattr(Spans, "paint_each", lambda _, name, start, end: painted.add(name))
+    for source, _ in real:
+        label_python(source, [*BY_NAME])
+    assert len(painted) > 90
+    assert painted <= set(BY_NAME)
 
 
 def test_parents_exist_and_hold_wherever_the_concept_does(real):

@@ -7,7 +7,8 @@ import pytest
 
 from stages.lib.concepts.labelled import Batch
 from stages.lib.concepts.labels import Concept, write_concepts
-from stages.lib.concepts.ngrams import Asked, Ngrams, read_ngrams, tally, write_ngrams
+from stages.lib.concepts.ngrams import Asked, Ngrams, read_ngrams, write_ngrams
+from stages.lib.concepts.tally import tally
 from stages.lib.detectors.ngram_lookup import STRENGTH, NgramLookup, best_threshold, lookups
 from stages.lib.io.errors import UserError
 

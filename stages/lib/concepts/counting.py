@@ -14,7 +14,8 @@ from jaxtyping import Int
 from scipy.sparse import csr_array
 
 from stages.lib.concepts.labels import Spec
-from stages.lib.concepts.ngrams import ORDERS, Asked, contexts, tally
+from stages.lib.concepts.ngrams import ORDERS, Asked, contexts
+from stages.lib.concepts.tally import tally
 from stages.lib.concepts.token_labels import label_tokens
 from stages.lib.language.documents import Document
 from stages.lib.language.encoding import Encoded, chunks, encode
@@ -39,7 +40,7 @@ class Counts(NamedTuple):
     """What was counted in some documents."""
 
     own: csr_array
-    """As `stages.lib.concepts.ngrams.tally` gives it."""
+    """As `stages.lib.concepts.tally` gives it."""
     lengths: list[int]
     """Tokens of each document."""
     n_unparsed: int
@@ -78,22 +79,20 @@ class Counter:
 
     def __call__(self, chunk: Chunk) -> Counts:
         """The counts of a chunk's documents."""
-        context, labels, lengths, n_unparsed = [], [], [], 0
-        encodings = encode(self.backend, chunk.documents)
+        encodings = [*encode(self.backend, chunk.documents)]
+        lengths = [len(encoded.ids) for encoded in encodings]
+        labels, first, n_unparsed = np.zeros((sum(lengths), len(self.specs)), np.bool_), 0, 0
         for document, encoded in zip(chunk.documents, encodings, strict=True):
-            lengths.append(len(encoded.ids))
-            if not len(encoded.ids):
-                continue
-            start, end = encoded.spans.T.astype(np.int64)
-            found, parsed = label_tokens(document, start, end, self.specs)
-            n_unparsed += not parsed
-            context.append(self._contexts(encoded))
-            labels.append(found)
-        if not context:
+            if len(encoded.ids):
+                start, end = encoded.spans.T.astype(np.int64)
+                own = labels[first : first + len(start)]
+                n_unparsed += not label_tokens(document, start, end, self.specs, own).parsed
+                first += len(start)
+        if not first:
             return Counts(csr_array((self.asked.first[-1], len(self.specs) + 2), dtype=np.int32), lengths, 0)
+        context = np.concatenate([self._contexts(encoded) for encoded in encodings if len(encoded.ids)])
         in_half = np.repeat((chunk.number + np.arange(len(lengths))) % 2 == 0, lengths)
-        own = tally(self.asked, np.concatenate(context), np.concatenate(labels), in_half)
-        return Counts(own, lengths, n_unparsed)
+        return Counts(tally(self.asked, context, labels, in_half), lengths, n_unparsed)
 
 
 def context_of_split(windows: Windows) -> Int[np.ndarray, "token 3"]:

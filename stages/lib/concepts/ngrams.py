@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from scipy.sparse import csr_array, vstack
 
 from stages.lib.concepts.labels import CONCEPTS, read_concepts
@@ -115,27 +115,6 @@ class Asked:
         return total
 
 
-def tally(
-    asked: Asked,
-    context: Int[np.ndarray, "token 3"],
-    labels: Bool[np.ndarray, "token concept"],
-    in_half: Bool[np.ndarray, " token"],
-) -> csr_array:
-    """Tokens by node, each at its longest context: those with each concept, those in one half, those in the other."""
-    n = len(context)
-    marks = np.concatenate([labels, in_half[:, None], ~in_half[:, None]], axis=1)
-    rows = _ones(np.flatnonzero(marks) % marks.shape[1], np.append(0, marks.sum(1).cumsum()), marks.shape)
-    nodes = csr_array((np.ones(n, np.int32), (asked.longest(context), np.arange(n))), shape=(asked.first[-1], n))
-    found: csr_array = nodes @ rows
-    found.sort_indices()
-    return found
-
-
-def _ones(column: Int[np.ndarray, " one"], first: Int[np.ndarray, " row"], shape: tuple[int, ...]) -> csr_array:
-    """The sparse matrix of zeros and ones whose row i has ones in the columns from `first[i]` to `first[i + 1]`."""
-    return csr_array((np.ones(len(column), np.int32), column, first), shape=shape)
-
-
 class Table(NamedTuple):
     """What was counted of the contexts of one length."""
 
@@ -157,7 +136,7 @@ class Ngrams(NamedTuple):
 
 
 def write_ngrams(asked: Asked, own: csr_array, concepts: Sequence[str]) -> None:
-    """Write what `tally` found, summed over the text."""
+    """Write what `stages.lib.concepts.tally` found, summed over the text."""
     counts = asked.summed(own)
     n_concepts = len(concepts)
     total = counts[:, n_concepts:].sum(1).astype(np.int64)

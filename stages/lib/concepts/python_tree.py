@@ -1,33 +1,20 @@
-"""Concepts of Python source that need its syntax tree: masks over the characters, painted node by node.
+"""Concepts of Python source that need its syntax tree: spans of characters, found node by node.
 
 Nodes are visited parents first, so that where only one of several concepts can hold (which argument of a call), the
 innermost node has the last word. The inside of f-strings is not visited (see `python_source`).
 """
 
 import ast
-from collections import defaultdict
+import token
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stages.lib.concepts.python_source import Source
+from stages.lib.concepts.spans import Spans
 
-Mask = NDArray[np.bool_]
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-
-
-class Masks(defaultdict[str, Mask]):
-    """Masks over the characters by concept; absent ones are empty."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(lambda: np.zeros(size, np.bool_))
-        self.size = size
-
-    def paint(self, name: str, span: tuple[int, int]) -> None:
-        """Say that a concept holds from the first to before the second character."""
-        self[name][span[0] : span[1]] = True
+ARGUMENTS = ("first_argument", "second_argument", "later_argument")
 
 
 class _Context(NamedTuple):
@@ -55,11 +42,11 @@ class _Use(NamedTuple):
 class TreePainter:
     """Paints the concepts of one syntax tree."""
 
-    def __init__(self, source: Source, masks: Masks) -> None:
-        self.source, self.masks = source, masks
-        self.block_depth = np.zeros(masks.size, np.uint8)
-        self.call_depth = np.zeros(masks.size, np.uint8)
-        self.argument = np.zeros(masks.size, np.uint8)
+    def __init__(self, source: Source, spans: Spans) -> None:
+        self.source, self.tokens, self.paint = source, source.tokens, spans.paint
+        self.spans = spans
+        self.docstrings: list[int] = []
+        """The numbers of the tokens that are docstrings or pieces of one."""
         self._uses: list[_Use] = []
         self._imports: list[tuple[str, int]] = []
         self._definitions: list[tuple[str, int]] = []
@@ -71,20 +58,19 @@ class TreePainter:
         self._stack = [(tree, _Context(False, -1, frozenset()))]
         while self._stack:
             node, context = self._stack.pop()
-            if isinstance(node, ast.JoinedStr) or type(node).__name__ == "TemplateStr":
-                continue
+            kind = type(node)
             if isinstance(node, ast.stmt):
-                self.masks.paint("statement_start", self.source.tokens[self.source.at(self._start(node))].head())
-            if type(node) in _SCOPED:
-                _SCOPED[type(node)](self, node, context)
+                number = self.source.at(self._start(node))
+                self.paint("statement_start", self.tokens.starts[number], self.tokens.head_end(number))
+            if kind in _SCOPED:
+                _SCOPED[kind](self, node, context)
                 continue
-            if type(node) in _HANDLERS:
-                _HANDLERS[type(node)](self, node)
+            if kind in _HANDLERS:
+                _HANDLERS[kind](self, node)
             if context.in_class and not isinstance(node, ast.If | ast.Try | ast.With):
                 context = context._replace(in_class=False)
-            self._push(list(ast.iter_child_nodes(node)), context)
+            self._push(_children(node), context)
         self._paint_uses()
-        self._paint_depths()
 
     def _push(self, nodes: Sequence[ast.AST | None], context: _Context) -> None:
         self._stack += [(node, context) for node in reversed(nodes) if node is not None]
@@ -92,11 +78,10 @@ class TreePainter:
     def _mark(self, name: str, *nodes: Any) -> None:
         for node in nodes:
             if node is not None:
-                self.masks.paint(name, self.source.span(node))
+                self.paint(name, *self.source.span(node))
 
     def _token(self, name: str, number: int) -> None:
-        found = self.source.tokens[number]
-        self.masks.paint(name, (found.start, found.end))
+        self.paint(name, self.tokens.starts[number], self.tokens.ends[number])
 
     def _token_before(self, name: str, node: ast.expr) -> None:
         self._token(name, self.source.before(self.source.span(node)[0]))
@@ -104,7 +89,7 @@ class TreePainter:
     def _after(self, place: int) -> int:
         """The number of the token after a place, not counting the parentheses that close in between."""
         number = self.source.at(place)
-        while self.source.tokens[number].text == ")":
+        while self.tokens.texts[number] == ")":
             number += 1
         return number
 
@@ -112,14 +97,14 @@ class TreePainter:
         """Where a statement starts, with its decorators."""
         if isinstance(node, Definition) and node.decorator_list:
             at = self.source.before(self.source.span(node.decorator_list[0])[0])
-            return self.source.tokens[at].start
+            return self.tokens.starts[at]
         return self.source.span(node)[0]
 
     def _suite(self, body: Sequence[ast.stmt]) -> tuple[int, int]:
         """From after the colon of a block to the end of its last statement; counts into the depth of blocks."""
-        colon = self.source.tokens[self.source.at(self._start(body[0])) - 1]
-        span = colon.end, self.source.span(body[-1])[1]
-        self.block_depth[slice(*span)] += 1
+        colon = self.source.at(self._start(body[0])) - 1
+        span = self.tokens.ends[colon], self.source.span(body[-1])[1]
+        self.spans.deepen("block", *span)
         return span
 
     # Definitions
@@ -132,22 +117,25 @@ class TreePainter:
             return False
         # Only the string tokens of the statement: it may be in parentheses or in several pieces.
         start, end = self.source.span(first)
-        for concept in ("docstring", name):
-            self.masks[concept][start:end] |= self.masks["string"][start:end]
+        for number in range(self.source.at(start), self.source.at(end)):
+            if self.tokens.kinds[number] == token.STRING:
+                self._token("docstring", number)
+                self._token(name, number)
+                self.docstrings.append(number)
         return True
 
     def _name_of(self, node: Definition, *concepts: str) -> None:
         number = self.source.at(self.source.span(node)[0])
-        while self.source.tokens[number].text in ("async", "def", "class"):
+        while self.tokens.texts[number] in ("async", "def", "class"):
             number += 1
         for concept in ("definition_name", *concepts):
             self._token(concept, number)
-        self._definitions.append((node.name, self.source.tokens[number].start))
+        self._definitions.append((node.name, self.tokens.starts[number]))
 
     def _decorators(self, node: Definition) -> None:
         for decorator in node.decorator_list:
             start, end = self.source.span(decorator)
-            self.masks.paint("decorator", (self.source.tokens[self.source.before(start)].start, end))
+            self.paint("decorator", self.tokens.starts[self.source.before(start)], end)
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, context: _Context) -> None:
         self._name_of(node, "function_name", *(["method_name"] if context.in_class else []))
@@ -156,12 +144,12 @@ class TreePainter:
         inner = self._parameters(node.args, context._replace(scope=start))
         self._mark("annotation", node.returns)
         body = self._suite(node.body)
-        self.masks.paint("function_signature", (start, body[0]))
-        self.masks.paint("function_body", body)
+        self.paint("function_signature", start, body[0])
+        self.paint("function_body", *body)
         if context.in_class:
-            self.masks.paint("method_body", body)
+            self.paint("method_body", *body)
         if context.scope >= 0:
-            self.masks.paint("nested_function", (start, end))
+            self.paint("nested_function", start, end)
         has_docstring = self._docstring(node.body, "method_docstring" if context.in_class else "function_docstring")
         self._mark("function_first_statement", *node.body[has_docstring : has_docstring + 1])
         self._mark("function_last_statement", *node.body[max(1, has_docstring) :][-1:])
@@ -183,9 +171,10 @@ class TreePainter:
         present = [argument for argument in every if argument is not None]
         inner = context._replace(parameters=context.parameters | {argument.arg for argument in present})
         for argument in present:
-            found = self.source.tokens[self.source.at(self.source.span(argument)[0])]
-            self.masks.paint("parameter", (found.start, found.end))
-            self._uses.append(_Use(found.start, found.end, argument.arg, False, True, inner))
+            number = self.source.at(self.source.span(argument)[0])
+            start, end = self.tokens.starts[number], self.tokens.ends[number]
+            self.paint("parameter", start, end)
+            self._uses.append(_Use(start, end, argument.arg, False, True, inner))
             self._mark("annotation", argument.annotation)
         for number, argument in enumerate(positional):
             if argument.arg not in ("self", "cls"):
@@ -201,7 +190,7 @@ class TreePainter:
         self._name_of(node, "class_name")
         self._decorators(node)
         self._mark("class_base", *node.bases)
-        self.masks.paint("class_body", self._suite(node.body))
+        self.paint("class_body", *self._suite(node.body))
         self._docstring(node.body, "class_docstring")
         self._push(node.body, context._replace(in_class=True))
         self._push([*node.decorator_list, *node.bases, *node.keywords], context._replace(in_class=False))
@@ -210,47 +199,47 @@ class TreePainter:
 
     def _if(self, node: ast.If) -> None:
         self._mark("if_test", node.test)
-        self.masks.paint("if_body", self._suite(node.body))
+        self.paint("if_body", *self._suite(node.body))
         is_elif = len(node.orelse) == 1 and self._starts_with("elif", node.orelse[0])
         if not is_elif:
             self._else(node.orelse)
 
     def _starts_with(self, keyword: str, node: ast.stmt) -> bool:
-        return self.source.tokens[self.source.at(self.source.span(node)[0])].text == keyword
+        return self.tokens.texts[self.source.at(self.source.span(node)[0])] == keyword
 
     def _else(self, body: Sequence[ast.stmt]) -> None:
         if body:
-            self.masks.paint("else_body", self._suite(body))
+            self.paint("else_body", *self._suite(body))
 
     def _for(self, node: ast.For | ast.AsyncFor) -> None:
         self._mark("loop_target", node.target)
         self._mark("loop_iterable", node.iter)
-        self.masks.paint("loop_body", self._suite(node.body))
+        self.paint("loop_body", *self._suite(node.body))
         self._else(node.orelse)
 
     def _while(self, node: ast.While) -> None:
         self._mark("while_test", node.test)
-        self.masks.paint("loop_body", self._suite(node.body))
+        self.paint("loop_body", *self._suite(node.body))
         self._else(node.orelse)
 
     def _try(self, node: Any) -> None:
-        self.masks.paint("try_body", self._suite(node.body))
+        self.paint("try_body", *self._suite(node.body))
         for handler in node.handlers:
             self._mark("except_type", handler.type)
-            self.masks.paint("except_body", self._suite(handler.body))
+            self.paint("except_body", *self._suite(handler.body))
         self._else(node.orelse)
         if node.finalbody:
-            self.masks.paint("finally_body", self._suite(node.finalbody))
+            self.paint("finally_body", *self._suite(node.finalbody))
 
     def _with(self, node: ast.With | ast.AsyncWith) -> None:
         self._mark("with_item", *(item.context_expr for item in node.items))
-        self.masks.paint("with_body", self._suite(node.body))
+        self.paint("with_body", *self._suite(node.body))
 
     def _match(self, node: ast.Match) -> None:
-        colon = self.source.tokens[self._after(self.source.span(node.subject)[1])]
-        self.block_depth[colon.end : self.source.span(node)[1]] += 1
+        colon = self._after(self.source.span(node.subject)[1])
+        self.spans.deepen("block", self.tokens.ends[colon], self.source.span(node)[1])
         for case in node.cases:
-            self.masks.paint("case_body", self._suite(case.body))
+            self.paint("case_body", *self._suite(case.body))
 
     # Statements
 
@@ -285,16 +274,16 @@ class TreePainter:
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         self._mark("import_statement", node)
-        tokens = self.source.tokens
+        tokens = self.tokens
         number = self.source.at(self.source.span(node)[0]) + 1
-        while isinstance(node, ast.ImportFrom) and tokens[number].text != "import":
+        while isinstance(node, ast.ImportFrom) and tokens.texts[number] != "import":
             self._token("import_module", number)
             number += 1
         for alias in node.names:
             start, end = self.source.span(alias)
             name = "imported_name" if isinstance(node, ast.ImportFrom) else "import_module"
             number = self.source.at(start)
-            while number < len(tokens) and tokens[number].start < end and tokens[number].text != "as":
+            while number < len(tokens) and tokens.starts[number] < end and tokens.texts[number] != "as":
                 self._token(name, number)
                 number += 1
             if alias.asname:
@@ -307,9 +296,9 @@ class TreePainter:
         end, function_end = self.source.span(node)[1], self.source.span(node.func)[1]
         number = self._after(function_end)
         self._token("call_parenthesis", number)
-        inside = self.source.tokens[number].end, end - 1
-        self.call_depth[slice(*inside)] += 1
-        self.masks.paint("call_closing_parenthesis", (end - 1, end))
+        inside = self.tokens.ends[number], end - 1
+        self.spans.deepen("call", *inside)
+        self.paint("call_closing_parenthesis", end - 1, end)
         if isinstance(node.func, ast.Name | ast.Attribute):
             at = self.source.at(function_end) - 1
             self._token("call_name", at)
@@ -319,8 +308,8 @@ class TreePainter:
         for place, (first, last) in enumerate(sorted(spans)):
             # A lone generator's span has the parentheses of the call.
             span = max(first, inside[0]), min(last, inside[1])
-            self.masks.paint("call_argument", span)
-            self.argument[slice(*span)] = min(place, 2) + 1
+            self.paint("call_argument", *span)
+            self.spans.choose(ARGUMENTS, min(place, 2), *span)
         for keyword in node.keywords:
             self._keyword(keyword)
 
@@ -349,7 +338,7 @@ class TreePainter:
     def _subscript(self, node: ast.Subscript) -> None:
         number = self._after(self.source.span(node.value)[1])
         self._token("subscript_bracket", number)
-        self.masks.paint("subscript_index", (self.source.tokens[number].end, self.source.span(node)[1] - 1))
+        self.paint("subscript_index", self.tokens.ends[number], self.source.span(node)[1] - 1)
 
     def _display(self, node: ast.expr) -> None:
         if isinstance(getattr(node, "ctx", None), ast.Store | ast.Del):
@@ -424,7 +413,7 @@ class TreePainter:
         imported, defined = _first(self._imports), _first(self._definitions)
         seen: set[tuple[int, str]] = set()
         stored: set[tuple[int, str]] = set()
-        nowhere = self.masks.size
+        nowhere = self.spans.size
         for use in sorted(self._uses, key=lambda use: use.start):
             span, key = (use.start, use.end), (use.context.scope, use.name)
             names = ["variable"]
@@ -444,15 +433,7 @@ class TreePainter:
                 stored.add(key)
             seen.add(key)
             for name in names:
-                self.masks.paint(name, span)
-
-    def _paint_depths(self) -> None:
-        for depth in (1, 2, 3, 4):
-            self.masks[f"block_depth_{depth}_up"] = self.block_depth >= depth
-        for depth in (1, 2, 3):
-            self.masks[f"call_depth_{depth}_up"] = self.call_depth >= depth
-        for number, name in enumerate(("first_argument", "second_argument", "later_argument"), 1):
-            self.masks[name] = self.argument == number
+                self.paint(name, *span)
 
 
 def _first(places: Sequence[tuple[str, int]]) -> dict[str, int]:
@@ -510,3 +491,31 @@ _HANDLERS: dict[type[ast.AST], Callable[[TreePainter, Any], None]] = {
     ast.Yield: TreePainter._yield,
     ast.YieldFrom: TreePainter._yield,
 }
+_NO_NODES = {"ctx", "op", "ops", "type_comment", "kind", "type_ignores", "id", "attr", "arg", "level", "module", "n"}
+"""Fields in which no node is that anything is said of."""
+
+
+def _fields(kind: type[ast.AST]) -> Callable[[ast.AST], Any] | None:
+    """What takes the fields of a node in which nodes can be, two or more at once; None if there is none."""
+    names = [name for name in kind._fields if name not in _NO_NODES]
+    if kind in (ast.Constant, ast.JoinedStr) or kind.__name__ == "TemplateStr" or not names:
+        return None
+    return attrgetter(*names, "_fields")
+
+
+_FIELDS: dict[type[ast.AST], Callable[[ast.AST], Any] | None] = {}
+
+
+def _children(node: ast.AST) -> list[ast.AST]:
+    """The nodes right below a node, in the order of the text, except for those inside f-strings and operators."""
+    kind = type(node)
+    if kind not in _FIELDS:
+        _FIELDS[kind] = _fields(kind)
+    found: list[ast.AST] = []
+    fields = _FIELDS[kind]
+    for value in () if fields is None else fields(node):
+        if isinstance(value, ast.AST):
+            found.append(value)
+        elif isinstance(value, list):
+            found += [item for item in value if isinstance(item, ast.AST)]
+    return found

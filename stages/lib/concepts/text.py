@@ -104,13 +104,6 @@ _BREAK = re.compile(r"[.!?]+[\"'\u2019\u201d)\]]*(?=\s|\Z)|\n[^\S\n]*\n")
 _QUOTATION = re.compile(r'"(?:[^"\n]|\n(?!\s*\n))*"|\u201c[^\u201d]*\u201d')
 _PARENTHESES = re.compile(r"\((?:[^()\n]|\n(?!\s*\n))*\)")
 _LIST_LINE = re.compile(r"^[^\S\n]*(?:[-*\u2022]|\d+[.)])[^\S\n]+[^\n]*", re.MULTILINE)
-_LINE = re.compile(r"[^\n]*\n|[^\n]+\Z")
-
-
-_LINE_CONCEPTS = (
-    "indentation empty_line line_start paragraph_start line_last_word indented_line column_20_up column_40_up "
-    "column_60_up newline_before_deeper newline_before_shallower"
-)
 
 
 class _Words(NamedTuple):
@@ -158,21 +151,29 @@ def _ascii_where(test: str) -> Mask:
 def label_text(text: str) -> dict[str, Mask]:
     """A mask over the characters of the text for every concept of `SPECS`."""
     codes = characters(text)
-    masks = _character_masks(codes)
-    is_word = _where(codes, "isalnum") | masks["underscore"]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_word, [False]]).astype(np.int8)))
-    words = _Words(is_word, edges[::2], edges[1::2])
+    words = _words(codes)
+    masks = _code_masks(codes, words) | _symbol_masks(codes)
     masks |= _word_masks(words, masks)
     masks |= _sentence_masks(text, words, masks)
     masks |= _span_masks(text)
-    masks |= _line_masks(text)
-    place = np.arange(len(text))
-    masks["document_beginning"] = place < BEGINNING
-    masks["document_second_half"] = 2 * place >= len(text)
     return masks
 
 
-def _character_masks(codes: NDArray[np.uint32]) -> dict[str, Mask]:
+def label_code(text: str) -> dict[str, Mask]:
+    """Those of `IN_CODE` alone."""
+    codes = characters(text)
+    masks = _code_masks(codes, _words(codes))
+    return {name: masks[name] for name in IN_CODE}
+
+
+def _words(codes: NDArray[np.uint32]) -> _Words:
+    is_word = _where(codes, "isalnum") | (codes == ord("_"))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_word, [False]]).astype(np.int8)))
+    return _Words(is_word, edges[::2], edges[1::2])
+
+
+def _code_masks(codes: NDArray[np.uint32], words: _Words) -> dict[str, Mask]:
+    """What can be said of source code too."""
     masks = {
         "whitespace": _where(codes, "isspace"),
         "letter": _where(codes, "isalpha"),
@@ -181,26 +182,32 @@ def _character_masks(codes: NDArray[np.uint32]) -> dict[str, Mask]:
         "non_ascii": codes > 127,
     }
     one = {"newline": "\n", "space": " ", "tab": "\t", "underscore": "_"}
-    for name, symbols in (one | _SYMBOLS).items():
-        masks[name] = np.isin(codes, [ord(symbol) for symbol in symbols])
-    masks["punctuation"] = np.logical_or.reduce([masks[name] for name in _SYMBOLS])
+    masks |= {name: codes == ord(symbol) for name, symbol in one.items()}
+    start, fifth = np.zeros_like(words.is_word), np.zeros_like(words.is_word)
+    start[words.start] = True
+    if len(codes) > 4:  # word characters whose fourth one before is in the same word: as many as begin no word
+        fifth[4:] = words.is_word[4:]
+        for back in range(4):
+            fifth[4:] &= (words.is_word & ~start)[4 - back : len(fifth) - back]
+    masks |= {"word": words.is_word, "word_start": start, "word_continuation": words.is_word & ~start}
+    masks["word_fifth_character_up"] = fifth
+    masks |= _line_masks(masks["newline"], masks["whitespace"])
+    place = np.arange(len(codes))
+    masks["document_beginning"] = place < BEGINNING
+    masks["document_second_half"] = 2 * place >= len(codes)
     return masks
+
+
+def _symbol_masks(codes: NDArray[np.uint32]) -> dict[str, Mask]:
+    masks = {name: np.isin(codes, [ord(symbol) for symbol in symbols]) for name, symbols in _SYMBOLS.items()}
+    return masks | {"punctuation": np.logical_or.reduce([*masks.values()])}
 
 
 def _word_masks(words: _Words, masks: dict[str, Mask]) -> dict[str, Mask]:
     length = words.end - words.start
     upper, digits, letters = (words.sum_of(masks[name]) for name in ("uppercase_letter", "digit", "letter"))
     first_upper = masks["uppercase_letter"][words.start]
-    start, fifth = np.zeros_like(words.is_word), np.zeros_like(words.is_word)
-    start[words.start] = True
-    fifth[words.is_word] = (np.arange(len(fifth)) - np.maximum.accumulate(np.where(start, np.arange(len(fifth)), 0)))[
-        words.is_word
-    ] >= 4
     return {
-        "word": words.is_word,
-        "word_start": start,
-        "word_continuation": words.is_word & ~start,
-        "word_fifth_character_up": fifth,
         "capitalised_word": words.spread(first_upper & ((upper == 1) | (upper < letters))),
         "all_capitals_word": words.spread((upper >= 2) & (upper == letters)),
         "short_word": words.spread(length <= SHORT),
@@ -251,31 +258,69 @@ def _span_masks(text: str) -> dict[str, Mask]:
     return masks
 
 
-def _line_masks(text: str) -> dict[str, Mask]:
-    masks = {name: np.zeros(len(text), np.bool_) for name in _LINE_CONCEPTS.split()}
-    newlines: list[int] = []  # ends of the last line with text and of the empty ones after it
-    indent, after_empty = 0, True
-    for match in _LINE.finditer(text):
-        start, end, line = match.start(), match.end(), match.group()
-        body = line.strip()
-        if not body:
-            masks["empty_line"][end - 1 : end] = line.endswith("\n")
-            masks["indentation"][start : end - line.endswith("\n")] = True
-            after_empty = True
-        else:
-            own = len(line) - len(line.lstrip())
-            first, last = start + own, start + len(line.rstrip())
-            masks["indentation"][start:first] = True
-            masks["line_start"][first] = True
-            masks["paragraph_start"][first] = after_empty
-            masks["indented_line"][start:end] = own > 0
-            masks["line_last_word"][last - len(body.split()[-1]) : last] = True
-            for column in (20, 40, 60):
-                masks[f"column_{column}_up"][start + column : end] = True
-            if newlines and own != indent:
-                name = "newline_before_deeper" if own > indent else "newline_before_shallower"
-                masks[name][newlines] = True
-            newlines, indent, after_empty = [], own, False
-        if line.endswith("\n"):
-            newlines.append(end - 1)
-    return masks
+def _line_masks(is_newline: Mask, is_space: Mask) -> dict[str, Mask]:
+    """What the lines tell; a line has its newline, and an empty one nothing but white space."""
+    size = len(is_space)
+    place, newlines = np.arange(size), np.flatnonzero(is_newline)
+    end = newlines + 1 if not size or is_newline[-1] else np.append(newlines + 1, size)
+    start = np.append(0, end)[:-1]
+    lines = _lines(start, end, is_space)
+    line = np.repeat(np.arange(len(start)), end - start)
+    shallow = np.zeros((2, size), np.bool_)
+    shallow[:, newlines] = _next_indent(lines, len(newlines))
+    paragraph = lines.has_text & np.append(True, ~lines.has_text)[:-1]
+    # In an empty line all but the newline is indentation.
+    text_start = np.where(lines.has_text, lines.first, end - np.append(is_newline, False)[end - 1])
+    starts = np.zeros((2, size), np.bool_)
+    starts[0, lines.first[lines.has_text]] = True
+    starts[1, lines.first[paragraph]] = True
+    column = np.where(lines.has_text[line], place - start[line], -1)
+    return {
+        "indentation": place < text_start[line],
+        "empty_line": is_newline & ~lines.has_text[line],
+        "line_start": starts[0],
+        "paragraph_start": starts[1],
+        "line_last_word": (place >= lines.last_word[line]) & (place < lines.last[line]),
+        "indented_line": (lines.has_text & (lines.first > start))[line],
+        **{f"column_{first}_up": column >= first for first in (20, 40, 60)},
+        "newline_before_deeper": shallow[0],
+        "newline_before_shallower": shallow[1],
+    }
+
+
+class _Lines(NamedTuple):
+    """The lines of a text."""
+
+    has_text: Mask
+    indent: NDArray[np.int64]
+    first: NDArray[np.int64]
+    """The first character that is no white space, ..."""
+    last: NDArray[np.int64]
+    """... one past the last, ..."""
+    last_word: NDArray[np.int64]
+    """... and the first of those that stand without white space before it. All three mean nothing in empty lines,
+    except that `last` is not beyond `last_word`."""
+
+
+def _lines(start: NDArray[np.int64], end: NDArray[np.int64], is_space: Mask) -> _Lines:
+    place = np.arange(len(is_space))
+    following = np.minimum.accumulate(np.where(is_space, len(is_space), place)[::-1])[::-1]
+    text_before = np.maximum.accumulate(np.where(is_space, -1, place))
+    space_before = np.maximum.accumulate(np.where(is_space, place, -1))
+    first = following[start]
+    has_text = first < end
+    last = np.where(has_text, text_before[end - 1] + 1, 0)
+    last_word = np.where(has_text, np.maximum(first, space_before[last - 1] + 1), 0)
+    return _Lines(has_text, first - start, first, last, last_word)
+
+
+def _next_indent(lines: _Lines, n_newlines: int) -> NDArray[np.bool_]:
+    """Which newlines stand before a deeper line and before a shallower one, lines without text left out."""
+    number = np.arange(len(lines.has_text))
+    indent = np.append(lines.indent, 0)  # of no line: that of the beginning of the text
+    before = np.maximum.accumulate(np.where(lines.has_text, number, -1))[:n_newlines]
+    following = np.minimum.accumulate(np.where(lines.has_text, number, len(number))[::-1])[::-1]
+    after = np.append(following, len(number))[1 : n_newlines + 1]
+    here, there = indent[before], indent[np.minimum(after, len(number))]
+    exists = after < len(number)
+    return np.stack([exists & (there > here), exists & (there < here)])

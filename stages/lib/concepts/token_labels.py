@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from stages.lib.concepts import python_tokens
 from stages.lib.concepts import text as text_concepts
 from stages.lib.concepts.labels import Spec
+from stages.lib.concepts.python_labels import label_python
 from stages.lib.concepts.python_source import Source
 from stages.lib.language.documents import Document
+
+_OF_TEXT = frozenset(spec.name for spec in text_concepts.SPECS)
 
 
 def choose_specs(languages: Collection[str]) -> list[Spec]:
@@ -34,16 +37,6 @@ def first_characters(text: str, start: NDArray[np.int64], end: NDArray[np.int64]
     return np.where(following[start] < end, following[start], start)
 
 
-def label_document(document: Document) -> tuple[dict[str, NDArray[np.bool_]], bool]:
-    """Masks over the characters by concept, and whether the document has a syntax tree if it should."""
-    masks = text_concepts.label_text(document.text)
-    if document.language != "python":
-        return masks, True
-    source = Source(document.text)
-    found = python_tokens.label_python(source)
-    return masks | {name: source.original(mask) for name, mask in found.items()}, source.tree is not None
-
-
 class TokenLabels(NamedTuple):
     """The labels of a document's tokens."""
 
@@ -54,13 +47,27 @@ class TokenLabels(NamedTuple):
 
 
 def label_tokens(
-    document: Document, start: NDArray[np.int64], end: NDArray[np.int64], specs: Sequence[Spec]
+    document: Document,
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+    specs: Sequence[Spec],
+    out: NDArray[np.bool_] | None = None,
 ) -> TokenLabels:
-    """The labels of the tokens whose first and last character stand at `start` and before `end`."""
+    """The labels of the tokens whose first and last character stand at `start` and before `end`.
+
+    `out`, zeros [token, concept], is where they are written.
+    """
     places = first_characters(document.text, start, end)
-    masks, parsed = label_document(document)
-    labels = np.zeros((len(start), len(specs)), np.bool_)
-    for column, spec in enumerate(specs):
-        if spec.name in masks:
-            labels[:, column] = masks[spec.name][places]
+    names = [spec.name for spec in specs]
+    labels = np.zeros((len(start), len(specs)), np.bool_) if out is None else out
+    parsed = True
+    if document.language == "python":
+        source = Source(document.text)
+        parsed = source.tree is not None
+        label_python(source, names).label(source.place(places), labels)
+    only_code = all(name in text_concepts.IN_CODE or name not in _OF_TEXT for name in names)
+    masks = (text_concepts.label_code if only_code else text_concepts.label_text)(document.text)
+    for column, name in enumerate(names):
+        if name in masks:
+            labels[:, column] = masks[name][places]
     return TokenLabels(labels, parsed)
