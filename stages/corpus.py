@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
+from heapq import nsmallest
+from itertools import accumulate
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
@@ -54,9 +56,11 @@ def settings() -> tuple[CorpusParams, Any, Any]:
 
 def sketch(text: str) -> list[int]:
     """The `SKETCH` smallest hashes of a text's shingles, sorted (bottom-k sketch, Broder 1997, section 4)."""
-    words = text.split()
-    shingles = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
-    return sorted({zlib.crc32(shingle.encode()) for shingle in shingles})[:SKETCH]
+    words = [word.encode() for word in text.split()]
+    joined, ends = b" ".join(words), [*accumulate(len(word) + 1 for word in words)]
+    # A shingle is a piece of the joined words, from where a word begins to where the last of its words ends.
+    hashes = {zlib.crc32(joined[begin : end - 1]) for begin, end in zip([0, *ends], ends[SHINGLE - 1 :], strict=False)}
+    return nsmallest(SKETCH, hashes or {zlib.crc32(joined)})
 
 
 def resemblance(a: list[int], b: list[int]) -> float:

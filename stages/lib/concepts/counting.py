@@ -24,8 +24,8 @@ from stages.lib.language.windows import Windows, windows_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CHUNK = 250_000
-"""Characters that are counted at once: some 90,000 tokens of source code."""
+CHUNK = 500_000
+"""Characters that are counted at once: some 200,000 tokens of source code."""
 
 
 class Chunk(NamedTuple):

@@ -20,6 +20,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 3
 """Items for each process that are handed out before the first of them is done, so that no process waits for another."""
+GARBAGE = 50_000
+"""Objects between two looks for garbage: large trees are made and dropped, which is none, and 700 is the default."""
 _call: Callable[[Any], Any] | None = None
 
 
@@ -27,6 +29,8 @@ def _begin(call: Callable[[Any], Any]) -> None:
     global _call
     _call = call
     gc.freeze()  # what was imported is never garbage, and looking through it takes a tenth of the time
+    gc.set_threshold(GARBAGE)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of its own would stand in the way of the other processes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     Thread(target=_end_with_parent, daemon=True).start()
 
