@@ -5,10 +5,11 @@ in: data/train/<arm>, data/activations    out: data/embed, reports/embed
 For the first seed and the followed level of every arm, over the features that fire: spherical k-means, the number of
 clusters by silhouette, and the cosine with the nearest and the most opposite direction, each against random directions
 with the same covariance (`stages.lib.features.clusters`) and corrected for the number of arms; one UMAP per model
-revision, whose arms share a space (McInnes 2018). All arms in one process, because UMAP compiles for ten seconds in
-each.
+revision, whose arms share a space (McInnes 2018). All arms in one process, because the maps and the corrected p are
+theirs together; side by side in threads.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -22,13 +23,14 @@ from stages.lib.activations.parts import draw_rows, read_rows
 from stages.lib.activations.store import Store, open_store
 from stages.lib.features.cluster_numbers import Described, Trials, corrected
 from stages.lib.features.cluster_numbers import describe as describe_clusters
-from stages.lib.features.clusters import silhouettes, unit_rows
+from stages.lib.features.clusters import cosines_of, silhouettes, unit_rows
 from stages.lib.features.map import project
 from stages.lib.io import params
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import write_json
 from stages.lib.io.tables import write_parquet
 from stages.lib.run.log import Log
+from stages.lib.run.parallel import side_by_side
 from stages.lib.run.seeds import integer, numpy_generator
 from stages.lib.run.start import run
 from stages.lib.sae.members import Member, followed_members
@@ -121,15 +123,17 @@ def read_validation(store: Store, own: EmbedParams, revision: str) -> Float[torc
 
 def prepare(own: EmbedParams, arms: list[str], seeds: list[int]) -> dict[str, Arm]:
     """The features that fire, of the followed level of the first seed of every arm."""
-    found: dict[str, Arm] = {}
-    x: dict[str, Float[torch.Tensor, "token d_in"]] = {}
-    for arm in arms:
+    revisions = {arm: revision_of(arm, seeds[0]) for arm in arms}
+    x = {
+        revision: read_validation(open_store(revision, verify=("validation",)), own, revision)
+        for revision in dict.fromkeys(revisions.values())
+    }
+
+    def look(arm: str) -> Arm:
         (member,) = followed_members(arm, seeds[:1])
-        revision = revision_of(arm, seeds[0])
-        if revision not in x:
-            x[revision] = read_validation(open_store(revision, verify=("validation",)), own, revision)
-        found[arm] = Arm(revision, firing_features(member, x[revision], own))
-    return found
+        return Arm(revisions[arm], firing_features(member, x[revisions[arm]], own))
+
+    return dict(zip(arms, side_by_side(look, arms), strict=True))
 
 
 def describe(own: EmbedParams, first: Dictionary) -> Described:
@@ -167,7 +171,7 @@ def feature_table(first: Dictionary, found: Described, place: Float[np.ndarray, 
     return pd.DataFrame({
         "arm": first.member.arm, "level": first.member.level, "seed": first.member.seed, "feature": first.feature,
         "rate": first.rate, "cluster": labels,
-        "silhouette": silhouettes(first.directions @ first.directions.T, labels),
+        "silhouette": silhouettes(cosines_of(first.directions), labels),
         "nearest": found.neighbours.nearest, "nearest_null": found.null.nearest,
         "opposite": found.neighbours.opposite, "opposite_null": found.null.opposite,
         "x": place[:, 0], "y": place[:, 1],
@@ -177,14 +181,17 @@ def feature_table(first: Dictionary, found: Described, place: Float[np.ndarray, 
 def main() -> None:
     """Describe every arm, map the arms of each revision together, write one table and one small file of numbers."""
     own, names, seeds = settings()
-    described: dict[str, Described] = {}
-    with Log("embed", total=len(names), unit="arm") as log:
+    with Log("embed", total=len(names), unit="arm") as log, ThreadPoolExecutor(1) as beside:
         arms = prepare(own, names, seeds)
-        for name, arm in arms.items():
-            described[name] = describe(own, arm.first)
-            found = described[name].clustering
-            log.advance(n_clusters=float(found.n_clusters), silhouette=found.silhouette)
-        place = places(own, arms)
+        mapped = beside.submit(places, own, arms)
+
+        def describe_one(name: str) -> Described:
+            found = describe(own, arms[name].first)
+            log.advance(n_clusters=float(found.clustering.n_clusters), silhouette=found.clustering.silhouette)
+            return found
+
+        described = dict(zip(names, side_by_side(describe_one, names), strict=True))
+        place = mapped.result()
     tables = [feature_table(arms[name].first, described[name], place[name]) for name in names]
     write_parquet(DATA / "features.parquet", pd.concat(tables, ignore_index=True))
     write_json(REPORTS / "clusters.json", corrected({name: found.numbers for name, found in described.items()}))

@@ -8,6 +8,7 @@ from sklearn import metrics
 
 from stages.lib.features import clusters as c
 from stages.lib.features.cluster_numbers import Trials, at_rank, corrected, describe, edge
+from stages.lib.features.k_means import cluster
 
 
 def blobs(n_clusters: int, per: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -23,24 +24,24 @@ def cloud(n: int = 60, seed: int = 1) -> np.ndarray:
 
 def test_two_pairs_by_hand() -> None:
     directions = c.unit_rows(np.array([[1.0, 0.1], [1, -0.1], [-0.1, 1], [0.1, 1]]))
-    labels = c.cluster(directions, 2, np.random.default_rng(0))
+    labels = cluster(c.cosines_of(directions), 2, np.random.default_rng(0))
     assert labels[0] == labels[1] != labels[2] == labels[3]
 
 
 def test_opposite_directions_are_different_features() -> None:
     directions = c.unit_rows(np.array([[1.0, 0.1], [1, -0.1], [-1, 0.1], [-1, -0.1]]))
-    assert c.cluster(directions, 2, np.random.default_rng(0))[[0, 2]].tolist() in ([0, 1], [1, 0])
+    assert cluster(c.cosines_of(directions), 2, np.random.default_rng(0))[[0, 2]].tolist() in ([0, 1], [1, 0])
 
 
 def test_labels_are_ordered_by_size() -> None:
     directions = np.concatenate([blobs(1, 3, 0.01)[0], -blobs(1, 9, 0.01)[0]])
-    labels = c.cluster(directions, 2, np.random.default_rng(0))
+    labels = cluster(c.cosines_of(directions), 2, np.random.default_rng(0))
     assert np.bincount(labels).tolist() == [9, 3]
 
 
 def test_number_and_members_of_known_clusters_are_recovered() -> None:
     directions, truth = blobs(5, 12, 0.05)
-    found = c.best_clustering(directions, [2, 3, 5, 8, 500], np.random.default_rng(0))
+    found = c.best_clustering(c.cosines_of(directions), [2, 3, 5, 8, 500], np.random.default_rng(0))
     assert found.n_clusters == 5
     assert metrics.adjusted_rand_score(found.labels, truth) == 1.0
     assert found.silhouette > 0.8
@@ -49,19 +50,21 @@ def test_number_and_members_of_known_clusters_are_recovered() -> None:
 def test_known_clusters_are_stable_and_random_directions_are_not() -> None:
     def mean_stability(directions: np.ndarray) -> float:
         generator = np.random.default_rng(0)
-        labels = c.cluster(directions, 5, generator)
-        return float(np.mean(c.stability(directions, labels, 5, n_resamples=5, share=0.8, generator=generator)))
+        labels = cluster(c.cosines_of(directions), 5, generator)
+        return float(
+            np.mean(c.stability(c.cosines_of(directions), labels, 5, n_resamples=5, share=0.8, generator=generator))
+        )
 
     assert mean_stability(blobs(5, 12, 0.05)[0]) > 0.95
     assert mean_stability(cloud()) < 0.5
-    assert mean_stability(c.random_like(blobs(5, 12, 0.05)[0], np.random.default_rng(2))) < 0.95
+    assert mean_stability(c.random_like(c.moments(blobs(5, 12, 0.05)[0]), np.random.default_rng(2))) < 0.95
 
 
 @pytest.mark.parametrize("n", [90, 30])  # also with fewer rows than dimensions
 def test_random_like_keeps_lengths_mean_and_covariance(n: int) -> None:
     generator = np.random.default_rng(0)
     directions = c.unit_rows(generator.normal(size=(n, 40)) * np.linspace(2, 0.5, 40) + 0.3)
-    random = c.random_like(directions, generator)
+    random = c.random_like(c.moments(directions), generator)
     assert np.linalg.norm(random, axis=1) == pytest.approx(np.ones(n))
     covariance = np.cov(directions.T)
     assert np.abs(np.cov(random.T) - covariance).max() < 0.02 * np.abs(covariance).max()
@@ -86,17 +89,17 @@ def rejected(kind: str, n_repeats: int, statistic: Callable[[np.ndarray], float]
     n = 0
     for seed in range(n_repeats):
         directions, generator = dictionary(kind, seed), np.random.default_rng((7, seed))
-        null = [statistic(c.random_like(directions, generator)) for _ in range(39)]
+        null = [statistic(c.random_like(c.moments(directions), generator)) for _ in range(39)]
         n += c.against(statistic(directions), null)["p"] < 0.05
     return n / n_repeats
 
 
 def mean_nearest(directions: np.ndarray) -> float:
-    return float(c.neighbours(directions, 0.5).nearest.mean())
+    return float(c.neighbours(c.cosines_of(directions), 0.5).nearest.mean())
 
 
 def silhouette(directions: np.ndarray) -> float:
-    return c.best_clustering(directions, [4], np.random.default_rng(0)).silhouette
+    return c.best_clustering(c.cosines_of(directions), [4], np.random.default_rng(0)).silhouette
 
 
 @pytest.mark.parametrize("kind", ["sphere", "subspace"])
@@ -114,7 +117,7 @@ def test_the_old_null_of_gaussian_draws_would_hide_pairs() -> None:
         mean_nearest(c.unit_rows(directions.mean(0) + generator.normal(size=(60, 60)) @ centred / 60**0.5))
         for _ in range(30)
     ]
-    kept = [mean_nearest(c.random_like(directions, generator)) for _ in range(30)]
+    kept = [mean_nearest(c.random_like(c.moments(directions), generator)) for _ in range(30)]
     assert np.mean(draws) > np.mean(kept) + 3 * np.std(kept)
     assert abs(np.mean(kept) - mean_nearest(directions)) < 3 * np.std(kept)
 
@@ -126,13 +129,13 @@ def test_four_close_pairs_among_sixty_are_found() -> None:
 def test_clusters_are_found_where_there_are_some() -> None:
     generator = np.random.default_rng(0)
     directions = blobs(4, 15, 0.15)[0]
-    null = [silhouette(c.random_like(directions, generator)) for _ in range(39)]
+    null = [silhouette(c.random_like(c.moments(directions), generator)) for _ in range(39)]
     assert c.against(silhouette(directions), null)["p"] == 1 / 40
 
 
 def test_neighbours_by_hand() -> None:
     # Cosines: 0-1 .6, 0-2 -1, 1-2 -.6.
-    got = c.neighbours(np.array([[1.0, 0], [0.6, 0.8], [-1, 0]]), 0.6)
+    got = c.neighbours(c.cosines_of(np.array([[1.0, 0], [0.6, 0.8], [-1, 0]])), 0.6)
     assert got.nearest.tolist() == [0.6, 0.6, -0.6]
     assert got.opposite.tolist() == [-1, -0.6, -1]
     assert (got.n_close, got.n_antipodal) == (1, 2)
@@ -144,6 +147,15 @@ def test_silhouettes_agree_with_sklearn() -> None:
     ours = c.silhouettes(directions @ directions.T, labels)
     assert ours == pytest.approx(metrics.silhouette_samples(directions, labels, metric="cosine"))
     assert ours[-1] == 0
+
+
+def test_the_adjusted_rand_index_agrees_with_sklearn() -> None:
+    generator = np.random.default_rng(0)
+    for n_clusters in (1, 2, 5):
+        one, other = generator.integers(n_clusters, size=(2, 40))
+        other[:20] = one[:20]
+        assert c.adjusted_rand(one, other) == pytest.approx(metrics.adjusted_rand_score(one, other), abs=1e-12)
+    assert c.adjusted_rand(one, (one + 1) % 5) == 1.0
 
 
 def test_against_counts_the_null() -> None:
@@ -170,7 +182,7 @@ def test_effective_rank_by_hand() -> None:
 
 
 def test_the_same_generator_gives_the_same_clusters() -> None:
-    one, two = (c.best_clustering(cloud(), [2, 4], np.random.default_rng(7)) for _ in range(2))
+    one, two = (c.best_clustering(c.cosines_of(cloud()), [2, 4], np.random.default_rng(7)) for _ in range(2))
     np.testing.assert_array_equal(one.labels, two.labels)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from stages.lib.features import clusters
-from stages.lib.features.clusters import Clustering, Neighbours
+from stages.lib.features.clusters import Clustering, Moments, Neighbours
+from stages.lib.features.k_means import cluster
 from stages.lib.stats.intervals import holm
 
 TESTED = ("silhouette", "nearest", "opposite")
@@ -50,7 +51,7 @@ class Null(NamedTuple):
 
 
 def refit(
-    directions: Float[np.ndarray, "row d_in"],
+    cosines: Float[np.ndarray, "row row"],
     labels: Int[np.ndarray, " row"],
     n_clusters: int,
     trials: Trials,
@@ -58,22 +59,22 @@ def refit(
 ) -> list[float]:
     """How far each subsample that is clustered again agrees with the labels."""
     return clusters.stability(
-        directions, labels, n_clusters, n_resamples=trials.n_resamples, share=trials.subsample, generator=generator
+        cosines, labels, n_clusters, n_resamples=trials.n_resamples, share=trials.subsample, generator=generator
     )
 
 
 def null_numbers(
-    directions: Float[np.ndarray, "row d_in"],
+    like: Moments,
     n_clusters: int | None,
     trials: Trials,
     generator: np.random.Generator,
 ) -> Null:
     """The numbers of a random dictionary; its stability with `n_clusters` clusters, if a number is given."""
-    random = clusters.random_like(directions, generator)
+    random = clusters.cosines_of(clusters.random_like(like, generator))
     silhouette = clusters.best_clustering(random, trials.n_clusters, generator).silhouette
     stability = None
     if n_clusters is not None:
-        labels = clusters.cluster(random, n_clusters, generator)
+        labels = cluster(random, n_clusters, generator)
         stability = float(np.mean(refit(random, labels, n_clusters, trials, generator)))
     return Null(silhouette, clusters.neighbours(random, trials.pair_cosine), stability)
 
@@ -87,13 +88,14 @@ def at_rank(own: Float[np.ndarray, " row"], null: list[Float[np.ndarray, " row"]
 
 def describe(directions: Float[np.ndarray, "row d_in"], trials: Trials, generator: np.random.Generator) -> Described:
     """The best clustering of a dictionary's unit directions, their neighbours, and the numbers of both."""
-    found = clusters.best_clustering(directions, trials.n_clusters, generator)
-    refits = refit(directions, found.labels, found.n_clusters, trials, generator)
+    cosines, like = clusters.cosines_of(directions), clusters.moments(directions)
+    found = clusters.best_clustering(cosines, trials.n_clusters, generator)
+    refits = refit(cosines, found.labels, found.n_clusters, trials, generator)
     null = [
-        null_numbers(directions, found.n_clusters if index < N_REFITTED else None, trials, generator)
+        null_numbers(like, found.n_clusters if index < N_REFITTED else None, trials, generator)
         for index in range(trials.n_null)
     ]
-    own, others = clusters.neighbours(directions, trials.pair_cosine), [one.neighbours for one in null]
+    own, others = clusters.neighbours(cosines, trials.pair_cosine), [one.neighbours for one in null]
     expected = Neighbours(
         at_rank(own.nearest, [one.nearest for one in others]),
         at_rank(own.opposite, [one.opposite for one in others]),

@@ -1,9 +1,9 @@
 """Whether the directions of a dictionary fall into clusters, and whether the clusters are more than chance.
 
-Rows are unit vectors x_i; spherical k-means (Dhillon and Modha 2001, section 3) maximises sum_i x_i . m_c(i) over
-assignments c and unit centres m. Signed: features are non-negative, so opposite directions are different features.
-k-means divides any cloud, so nothing here is reported without the same number for random directions that have the
-dictionary's own second moments.
+Rows are unit vectors, and all is told from the cosines of all pairs, which are multiplied once: spherical k-means
+(`stages.lib.features.k_means`), silhouettes, neighbours. Signed: features are non-negative, so opposite directions are
+different features. k-means divides any cloud, so nothing here is reported without the same number for random directions
+that have the dictionary's own second moments.
 
 Whether the clusters of two seeds agree is not asked: any smooth partition of two dictionaries whose features match
 agrees, so the answer is how well the features match, which `stages.lib.features.agreement` measures.
@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
-from sklearn.metrics import adjusted_rand_score
 
-MAX_ITERATIONS = 100
-RESTARTS = 2
+from stages.lib.features.k_means import add_rows, cluster
+from stages.lib.run.parallel import compiled
+
 MAX_ROUNDS = 50
 CLOSE = 0.01
 """How far a covariance of random directions may be from the dictionary's, relative to the largest entries."""
@@ -29,19 +30,41 @@ def unit_rows(rows: Float[np.ndarray, "row d_in"]) -> Float[np.ndarray, "row d_i
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
+def cosines_of(directions: Float[np.ndarray, "row d_in"]) -> Float[np.ndarray, "row row"]:
+    """The cosine of every pair of unit rows."""
+    x = torch.from_numpy(directions)
+    return np.asarray((x @ x.T).numpy())
+
+
 def _triangle(
     rows: Float[np.ndarray, "row d_in"],
 ) -> tuple[Float[np.ndarray, "row rank"], Float[np.ndarray, "rank d_in"]]:
-    """QR factors with a diagonal of R above 0, which makes them unique and so continuous in the rows."""
-    basis, shape = np.linalg.qr(rows)
+    """QR factors with a diagonal of R above 0, which makes them unique and so continuous in the rows.
+
+    By PyTorch, which takes a third of NumPy's time and leaves other threads to other dictionaries.
+    """
+    basis, shape = (factor.numpy() for factor in torch.linalg.qr(torch.from_numpy(rows)))
     sign = np.where(np.diagonal(shape) < 0, -1, 1).astype(rows.dtype)
     return basis * sign, shape * sign[:, None]
 
 
-def random_like(
-    directions: Float[np.ndarray, "row d_in"], generator: np.random.Generator
-) -> Float[np.ndarray, "row d_in"]:
-    """As many random directions of unit length with the same mean and covariance.
+class Moments(NamedTuple):
+    """What random directions share with a dictionary."""
+
+    n: int
+    mean: Float[np.ndarray, " d_in"]
+    shape: Float[np.ndarray, "rank d_in"]
+    """R of the QR factors of the rows less their mean."""
+
+
+def moments(directions: Float[np.ndarray, "row d_in"]) -> Moments:
+    """The moments of unit rows, for `random_like`."""
+    mean = directions.mean(axis=0)
+    return Moments(len(directions), mean, _triangle(directions - mean)[1])
+
+
+def random_like(like: Moments, generator: np.random.Generator) -> Float[np.ndarray, "row d_in"]:
+    """As many random directions of unit length with the mean and covariance of a dictionary.
 
     With X - m = Q R (columns of Q orthonormal), Q is replaced by a random one of the same kind: the sample is turned in
     the space of its rows, which keeps its moments exactly (Langsrud 2005, Statistics and Computing 15, section 2). The
@@ -50,61 +73,19 @@ def random_like(
     neither clusters nor pairs. Gaussian draws with the covariance of X would not do: their own scatter
     comes on top of the scatter that X has by chance, and their neighbours are closer even if X is random.
     """
-    mean = directions.mean(axis=0)
-    shape = _triangle(directions - mean)[1]
-    wanted = shape.T @ shape
-    rows = generator.standard_normal(directions.shape).astype(directions.dtype)
+    wanted = _products(like.shape, like.shape)
+    rows = generator.standard_normal((like.n, len(like.mean))).astype(like.mean.dtype)
+    centred = rows - rows.mean(axis=0)
     for _ in range(MAX_ROUNDS):
-        rows = unit_rows(mean + _triangle(rows - rows.mean(axis=0))[0] @ shape)
+        rows = unit_rows(like.mean + _products(_triangle(centred)[0].T, like.shape))
         centred = rows - rows.mean(axis=0)
-        if np.abs(centred.T @ centred - wanted).max() <= CLOSE * np.abs(wanted).max():
+        if np.abs(_products(centred, centred) - wanted).max() <= CLOSE * np.abs(wanted).max():
             break
     return rows
 
 
-def _spread_centres(
-    directions: Float[np.ndarray, "row d_in"], n_clusters: int, generator: np.random.Generator
-) -> Float[np.ndarray, "cluster d_in"]:
-    """Rows as first centres, each drawn in proportion to its distance from those before (Arthur 2007, section 2.2)."""
-    chosen = [int(generator.integers(len(directions)))]
-    distance = np.full(len(directions), np.inf)
-    for _ in range(n_clusters - 1):
-        # 1 - cosine is half the squared distance of unit vectors, which is what k-means++ draws by.
-        distance = np.minimum(distance, np.maximum(1 - directions @ directions[chosen[-1]], 0))
-        distance[chosen] = 0
-        total = float(distance.sum())
-        weights = distance / total if total > 0 else np.full(len(distance), 1 / len(distance))
-        chosen.append(int(generator.choice(len(directions), p=weights)))
-    return directions[chosen]
-
-
-def _lloyd(
-    directions: Float[np.ndarray, "row d_in"], centres: Float[np.ndarray, "cluster d_in"]
-) -> tuple[Int[np.ndarray, " row"], float]:
-    """Labels and objective after alternating assignment and centres until nothing changes."""
-    labels = np.full(len(directions), -1)
-    for _ in range(MAX_ITERATIONS):
-        cosines = directions @ centres.T
-        assigned = cosines.argmax(axis=1)
-        if (assigned == labels).all():
-            break
-        labels = assigned
-        sums = np.eye(len(centres), dtype=directions.dtype)[labels].T @ directions
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres = np.where(lengths > 0, sums / np.where(lengths > 0, lengths, 1), centres)  # an empty one stays
-    return labels, float(cosines.max(axis=1).sum())
-
-
-def cluster(
-    directions: Float[np.ndarray, "row d_in"], n_clusters: int, generator: np.random.Generator
-) -> Int[np.ndarray, " row"]:
-    """The best of `RESTARTS` runs of spherical k-means, labels ordered by size (0 is the largest)."""
-    runs = [_lloyd(directions, _spread_centres(directions, n_clusters, generator)) for _ in range(RESTARTS)]
-    labels = max(runs, key=lambda run: run[1])[0]
-    order = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
-    rank = np.empty(n_clusters, dtype=np.int64)
-    rank[order] = np.arange(n_clusters)
-    return np.asarray(rank[labels])
+def _products(left: Float[np.ndarray, "row a"], right: Float[np.ndarray, "row b"]) -> Float[np.ndarray, "a b"]:
+    return np.asarray((torch.from_numpy(left).T @ torch.from_numpy(right)).numpy())
 
 
 def silhouettes(cosines: Float[np.ndarray, "row row"], labels: Int[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
@@ -113,15 +94,16 @@ def silhouettes(cosines: Float[np.ndarray, "row row"], labels: Int[np.ndarray, "
     a is the mean distance to the row's own cluster without itself, b the smallest mean distance to another cluster;
     0 for a row that is alone.
     """
-    members = np.eye(labels.max() + 1)[labels]
-    sizes = members.sum(axis=0)
-    sums = (1 - cosines) @ members
+    sizes = np.bincount(labels).astype(np.float64)
+    sums = np.zeros((len(sizes), len(labels)))
+    add_rows(cosines, labels, sums)
+    sums = sizes[:, None] - sums
     rows = np.arange(len(labels))
     own = sizes[labels]
-    within = sums[rows, labels] / np.maximum(own - 1, 1)
-    others = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.inf)
-    others[rows, labels] = np.inf
-    nearest = others.min(axis=1)
+    within = sums[labels, rows] / np.maximum(own - 1, 1)
+    others = np.where(sizes > 0, sums.T / np.maximum(sizes, 1), np.inf).T
+    others[labels, rows] = np.inf
+    nearest = others.min(axis=0)
     scores = (nearest - within) / np.maximum(np.maximum(nearest, within), 1e-12)
     return np.where((own > 1) & np.isfinite(nearest), scores, 0)
 
@@ -135,20 +117,33 @@ class Clustering(NamedTuple):
 
 
 def best_clustering(
-    directions: Float[np.ndarray, "row d_in"], candidates: Sequence[int], generator: np.random.Generator
+    cosines: Float[np.ndarray, "row row"], candidates: Sequence[int], generator: np.random.Generator
 ) -> Clustering:
     """The clustering whose number of clusters, among `candidates` below the number of rows, has the best silhouette."""
-    cosines = directions @ directions.T
     tried = []
     for n_clusters in candidates:
-        if n_clusters < len(directions):
-            labels = cluster(directions, n_clusters, generator)
+        if n_clusters < len(cosines):
+            labels = cluster(cosines, n_clusters, generator)
             tried.append(Clustering(n_clusters, labels, float(silhouettes(cosines, labels).mean())))
     return max(tried, key=lambda one: one.silhouette)
 
 
+def adjusted_rand(one: Int[np.ndarray, " row"], other: Int[np.ndarray, " row"]) -> float:
+    """The adjusted Rand index of two partitions (Hubert and Arabie 1985, equation 5), from counts of pairs of rows."""
+    shape = (int(one.max()) + 1, int(other.max()) + 1)
+    both = np.bincount(one * shape[1] + other, minlength=shape[0] * shape[1]).reshape(shape)
+    # Ordered pairs that are together in both, in the first, in the second.
+    together, in_one, in_other = (int((n**2).sum()) - len(one) for n in (both, both.sum(axis=1), both.sum(axis=0)))
+    only_one, only_other = in_one - together, in_other - together
+    apart = len(one) * (len(one) - 1) - together - only_one - only_other
+    if only_one == only_other == 0:
+        return 1.0
+    above = 2.0 * (together * apart - only_one * only_other)
+    return above / (in_one * (only_one + apart) + in_other * (only_other + apart))
+
+
 def stability(
-    directions: Float[np.ndarray, "row d_in"],
+    cosines: Float[np.ndarray, "row row"],
     reference: Int[np.ndarray, " row"],
     n_clusters: int,
     *,
@@ -158,15 +153,15 @@ def stability(
 ) -> list[float]:
     """The adjusted Rand index of `reference` with a new clustering of each random part (a `share` of the rows).
 
-    It is 1 for the same partition and 0 on average for unrelated ones (Hubert and Arabie 1985, equation 5). Without
-    replacement: a bootstrap's copies of a row would cluster with themselves (Hennig 2007, section 2).
+    It is 1 for the same partition and 0 on average for unrelated ones. Without replacement: a bootstrap's copies of a
+    row would cluster with themselves (Hennig 2007, section 2).
     """
     scores = []
     for _ in range(n_resamples):
-        rows = np.sort(generator.choice(len(directions), size=max(2, round(share * len(directions))), replace=False))
+        rows = np.sort(generator.choice(len(cosines), size=max(2, round(share * len(cosines))), replace=False))
         n = min(n_clusters, len(rows) - 1)
-        again = cluster(directions[rows], n, generator)
-        scores.append(float(adjusted_rand_score(reference[rows], again)))
+        again = cluster(cosines.take(rows, axis=0).take(rows, axis=1), n, generator)
+        scores.append(adjusted_rand(reference[rows], again))
     return scores
 
 
@@ -189,14 +184,28 @@ class Neighbours(NamedTuple):
     """Pairs of rows with at most its negative."""
 
 
-def neighbours(directions: Float[np.ndarray, "row d_in"], cosine: float) -> Neighbours:
+@compiled
+def _neighbours(cosines: np.ndarray, cosine: float, nearest: np.ndarray, opposite: np.ndarray) -> tuple[int, int]:
+    """Put the largest and the smallest of each row's cosines with others into arrays of -inf and inf; count pairs."""
+    n_close = n_antipodal = 0
+    for i in range(len(cosines)):
+        for j in range(i):
+            value = cosines[i, j]
+            n_close += value >= cosine
+            n_antipodal += value <= -cosine
+            nearest[j] = max(nearest[j], value)
+            opposite[j] = min(opposite[j], value)
+        for j in range(i + 1, len(cosines)):
+            nearest[j] = max(nearest[j], cosines[i, j])
+            opposite[j] = min(opposite[j], cosines[i, j])
+    return n_close, n_antipodal
+
+
+def neighbours(cosines: Float[np.ndarray, "row row"], cosine: float) -> Neighbours:
     """How near and how opposite the rows lie; pairs count from `cosine` on."""
-    cosines = directions @ directions.T
-    own = np.arange(len(directions))
-    cosines[own, own] = -np.inf
-    nearest, n_close = cosines.max(axis=1), int((cosines >= cosine).sum()) // 2
-    cosines[own, own] = np.inf
-    return Neighbours(nearest, cosines.min(axis=1), n_close, int((cosines <= -cosine).sum()) // 2)
+    nearest, opposite = (np.full(len(cosines), value, cosines.dtype) for value in (-np.inf, np.inf))
+    n_close, n_antipodal = _neighbours(cosines, cosines.dtype.type(cosine), nearest, opposite)
+    return Neighbours(nearest, opposite, n_close, n_antipodal)
 
 
 class Spread(NamedTuple):

@@ -1,10 +1,11 @@
 """A two-dimensional map of directions, the same bytes on every run.
 
-UMAP (McInnes, Healy and Melville 2018) on exact neighbours by cosine. Apart from the clusters, because importing and
-compiling it takes ten seconds. Distances between far groups mean nothing; no number is taken from a map.
+UMAP (McInnes, Healy and Melville 2018) on exact neighbours by cosine. Apart from the clusters, because importing it
+takes seconds. Distances between far groups mean nothing; no number is taken from a map.
 """
 
 import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -30,6 +31,20 @@ def nearest(
     return np.concatenate(indices), np.concatenate(distances)
 
 
+@cache
+def _keep_compiled() -> None:
+    """Have UMAP's loops kept on disk once they are compiled, which takes ten seconds and is done anew in every process.
+
+    The one that moves the points leaves Python's lock, too, so that other threads work meanwhile.
+    """
+    from umap import layouts, umap_
+
+    loop = layouts._nb_optimize_layout_euclidean_single_epoch
+    loop.targetoptions["nogil"] = True
+    for kept in (umap_.smooth_knn_dist, umap_.compute_membership_strengths, loop):
+        kept.enable_caching()
+
+
 def project(
     directions: Float[np.ndarray, "row d_in"], *, n_neighbors: int, min_dist: float, seed: int
 ) -> Float[np.ndarray, "row 2"]:
@@ -46,6 +61,7 @@ def project(
         warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
         from umap import UMAP
 
+        _keep_compiled()
         # It tells that new points cannot be added to the map, which nobody does.
         warnings.filterwarnings("ignore", message=".*knn_search_index.*")
         model = UMAP(
