@@ -136,6 +136,7 @@ def compare_dictionaries(found: Settings, runs: list[Dictionary]) -> None:
 
 def tables(own: CompareParams, arms: list[str], rows: pd.DataFrame, values: pd.DataFrame) -> dict[str, Any]:
     """The tables of arms at equal L0, from all rows and from the values at equal L0."""
+    rows, values = rows[rows["metric"].isin(["l0", *own.metrics])], values[values["metric"].isin(own.metrics)]
     tested = [arm for arm in arms if arm not in own.controls]
     matched = means(values, own.metrics, own.l0)
     add_document_widths(matched, rows, own.l0)

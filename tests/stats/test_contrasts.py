@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from stages.lib.stats.best import as_good_as_best
 from stages.lib.stats.contrasts import (
     Comparison,
     Pair,
     against_reference,
     all_pairs,
-    as_good_as_best,
     omnibus,
 )
 from stages.lib.stats.intervals import holm

@@ -7,7 +7,6 @@ are left out on both sides, and `alive` says how many were left.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stages.lib.features.matching import best_cosines, contrast, match, random_directions, shared_fraction
+from stages.lib.run.parallel import side_by_side
 
 PAIR_COLUMNS = ["arm", "seed", "other_arm", "other_seed", "alive", "other_alive", "mcc", "mcc_all", "initial"]
 THRESHOLDS = [round(0.1 + 0.05 * i, 2) for i in range(18)]
@@ -40,8 +40,10 @@ def pairs(dictionaries: Sequence[Dictionary]) -> Iterator[dict[str, Any]]:
     `mcc` is over features that are alive, `mcc_all` over all (those without a partner count as 0). `initial` is the
     agreement of the two runs before training, only where the arm is the same.
     """
-    for left, right in combinations(dictionaries, 2):
-        a, b = left.decoder[left.alive], right.decoder[right.alive]
+    alive = [one.decoder[one.alive] for one in dictionaries]
+
+    def compared(places: tuple[int, int]) -> dict[str, Any]:
+        (left, right), (a, b) = ([of[place] for place in places] for of in (dictionaries, alive))
         row: dict[str, Any] = {"arm": left.arm, "seed": left.seed, "other_arm": right.arm, "other_seed": right.seed}
         row |= {"alive": len(a), "other_alive": len(b)}
         if len(a) and len(b):
@@ -49,7 +51,10 @@ def pairs(dictionaries: Sequence[Dictionary]) -> Iterator[dict[str, Any]]:
             row |= {"mcc": mcc, "mcc_all": mcc * min(len(a), len(b)) / min(len(left.decoder), len(right.decoder))}
         if left.arm == right.arm and left.initial is not None and right.initial is not None:
             row["initial"] = match(left.initial, right.initial).mcc
-        yield row
+        return row
+
+    for left in range(len(dictionaries)):
+        yield from side_by_side(compared, [(left, right) for right in range(left + 1, len(dictionaries))])
 
 
 def random_level(d_sae: int, d_in: int, n: int, generator: torch.Generator) -> dict[str, float | int]:
@@ -111,21 +116,31 @@ def shared_curves(dictionaries: Sequence[Dictionary], generator: torch.Generator
     kind is `same` (other seeds of the arm), `other` (other arms' other seeds, among `dictionaries`, which should hold
     no controls) or `random` (random directions).
     """
+    lefts = [one for one in dictionaries if one.alive.any()]
+    random = [random_directions(len(left.decoder), left.decoder.shape[1], generator) for left in lefts]
     curves: dict[tuple[str, str], list[list[float]]] = {}
-    for left in dictionaries:
-        own = left.decoder[left.alive]
-        if not len(own):
-            continue
-        for right in dictionaries:
-            if right.seed != left.seed and right.alive.any():
-                kind = "same" if right.arm == left.arm else "other"
-                best = best_cosines(own, right.decoder[right.alive])
-                curves.setdefault((kind, left.arm), []).append(shared_fraction(best, THRESHOLDS))
-        random = best_cosines(own, random_directions(len(left.decoder), left.decoder.shape[1], generator))
-        curves.setdefault(("random", left.arm), []).append(shared_fraction(random, THRESHOLDS))
+    for found in side_by_side(lambda one: _curves(*one, lefts), zip(lefts, random, strict=True)):
+        for name, curve in found:
+            curves.setdefault(name, []).append(curve)
     records = [
         {"kind": kind, "arm": arm, "threshold": threshold, "fraction": fraction}
         for (kind, arm), found in curves.items()
         for threshold, fraction in zip(THRESHOLDS, np.mean(found, axis=0).tolist(), strict=True)
     ]
     return pd.DataFrame(records, columns=["kind", "arm", "threshold", "fraction"])
+
+
+def _curves(
+    left: Dictionary, random: Float[Tensor, "random d_in"], others: Sequence[Dictionary]
+) -> list[tuple[tuple[str, str], list[float]]]:
+    """(kind, arm) and the fractions of one dictionary beside each that `shared_curves` compares it with."""
+    own = left.decoder[left.alive]
+    compared = [
+        ("same" if right.arm == left.arm else "other", right.decoder[right.alive])
+        for right in others
+        if right.seed != left.seed
+    ]
+    return [
+        ((kind, left.arm), shared_fraction(best_cosines(own, right), THRESHOLDS))
+        for kind, right in [*compared, ("random", random)]
+    ]

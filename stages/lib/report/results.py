@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.lib.stats.contrasts import Pair, as_good_as_best
+from stages.lib.stats.best import Pair, as_good_as_best
 from stages.lib.stats.equal_l0 import key, nearest_levels
 from stages.lib.stats.intervals import estimate
 

@@ -1,4 +1,4 @@
-"""Which arms differ from the reference in one number, which are equal to it, and which are as good as the best.
+"""Which arms differ from the reference in one number, which are equal to it, and which pairs of arms differ.
 
 Numbers are {arm: {seed: value}}, one metric at one L0, fitted by `stages.lib.stats.two_way`. Three families of tests,
 each with an error of 5 % over the whole family:
@@ -18,20 +18,19 @@ differ as those of the FVU do; a pooled variance errs in 8 to 21 % where they di
 """
 
 import functools
-from collections.abc import Mapping
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtr
-from scipy.stats import studentized_range
 
+from stages.lib.stats.best import CONFIDENCE, Pair
 from stages.lib.stats.intervals import holm
 from stages.lib.stats.multivariate_t import critical, loadings, power, within
+from stages.lib.stats.studentized_range import survival
 from stages.lib.stats.two_way import Contrast, Fit, Values, fit
 
-CONFIDENCE = 0.95
 POWER = 0.8
 
 
@@ -117,15 +116,6 @@ def _limits(loading: tuple[float, ...], df: float) -> tuple[float, float]:
     return limit, float(found)
 
 
-class Pair(NamedTuple):
-    """Two arms."""
-
-    mean: float
-    """The first less the second."""
-    p: float
-    """For all pairs at once."""
-
-
 def all_pairs(values: Values) -> dict[tuple[str, str], Pair]:
     """Every pair of arms that can be tested."""
     model = fit(values)
@@ -136,20 +126,9 @@ def all_pairs(values: Values) -> dict[tuple[str, str], Pair]:
         contrast = model.contrast({one: 1.0, other: -1.0})
         if contrast is not None:
             distance = 2**0.5 * abs(contrast.value) / contrast.error
-            p = float(studentized_range.sf(distance, len(model.arms), contrast.df))
-            found[one, other] = Pair(contrast.value, min(max(p, 0.0), 1.0))
+            p = survival(distance, len(model.arms), contrast.df)
+            found[one, other] = Pair(contrast.value, p)
     return found
-
-
-def as_good_as_best(means: Mapping[str, float], pairs: dict[tuple[str, str], Pair], lower: bool) -> list[str]:
-    """The arm with the best mean and those that the tests don't tell from it, the best first.
-
-    An arm whose pair with the best could not be tested is left out. `lower` says that a lower number is the better one.
-    """
-    order = sorted(means, key=lambda arm: means[arm] if lower else -means[arm])
-    both = pairs | {(other, one): pair for (one, other), pair in pairs.items()}
-    equal = [arm for arm in order[1:] if (arm, order[0]) in both and both[arm, order[0]].p >= 1 - CONFIDENCE]
-    return [*order[:1], *equal]
 
 
 def omnibus(values: Values) -> dict[str, float | int]:

@@ -18,15 +18,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import PchipInterpolator
 
 from stages.lib.stats.intervals import estimate
+from stages.lib.stats.pchip import interpolate, slopes
 
 NEAR = 0.1
 """How far, as a share of the target, a single level's L0 may be off, so that moving it there changes little."""
 Nested = dict[str, dict[str, dict[str, Any]]]
 Points = Sequence[tuple[float, float]]
 """L0 and value of each level of one seed."""
+Curve = Callable[[float], float | None]
+"""The value at an L0, in logarithms if they are interpolated; None outside the measured range."""
 
 
 def at_l0(l0: Sequence[float], values: Sequence[float], target: float, *, log: bool) -> float | None:
@@ -38,12 +40,15 @@ def at_l0(l0: Sequence[float], values: Sequence[float], target: float, *, log: b
         target: the L0 wanted.
         log: whether the logarithm of the values is interpolated.
     """
-    read = _curve(list(zip(l0, values, strict=True)), log=log)
+    return _value(_curve(list(zip(l0, values, strict=True)), log=log), target, log=log)
+
+
+def _value(read: Curve | None, target: float, *, log: bool) -> float | None:
     found = read(target) if read is not None else None
     return math.exp(found) if found is not None and log else found
 
 
-def _curve(points: Points, *, log: bool) -> Callable[[float], float | None] | None:
+def _curve(points: Points, *, log: bool) -> Curve | None:
     """The interpolated values (their logarithms if `log`) as a function of L0; None without a usable point."""
     merged: dict[float, list[float]] = {}
     for x, y in points:
@@ -53,12 +58,13 @@ def _curve(points: Points, *, log: bool) -> Callable[[float], float | None] | No
         return None
     at = sorted(merged)
     values = [float(np.mean(merged[x])) for x in at]
-    heights = np.log(values) if log else np.array(values)
+    places, heights = np.log(at).tolist(), np.log(values).tolist() if log else values
+    slope = slopes(places, heights) if len(at) > 1 else []
 
     def read(target: float) -> float | None:
         if not at[0] <= target <= at[-1]:
             return None
-        return float(PchipInterpolator(np.log(at), heights)(math.log(target)) if len(at) > 1 else heights[0])
+        return interpolate(places, heights, slope, math.log(target)) if slope else heights[0]
 
     return read
 
@@ -74,10 +80,14 @@ def moved(point: tuple[float, float], target: float, others: Sequence[Points], *
 
     None if the L0 is farther than `NEAR` from the target, or no other seed's levels hold both between them.
     """
+    return _moved(point, target, [_curve(points, log=log) for points in others], log=log)
+
+
+def _moved(point: tuple[float, float], target: float, others: Sequence[Curve | None], *, log: bool) -> float | None:
     own_l0, value = point
     if not abs(own_l0 / target - 1) <= NEAR or (log and value <= 0) or not math.isfinite(value):
         return None
-    ends = [(read(own_l0), read(target)) for points in others if (read := _curve(points, log=log)) is not None]
+    ends = [(read(own_l0), read(target)) for read in others if read is not None]
     steps = [there - here for here, there in ends if here is not None and there is not None]
     if not steps:
         return None
@@ -104,12 +114,14 @@ def nearest_levels(rows: pd.DataFrame, target: float) -> dict[tuple[str, int], i
     several: dict[str, set[int]] = {}
     single = []
     measured = rows[(rows["metric"] == "l0") & (rows["value"] > 0)]
-    keys: Any
-    for keys, group in measured.groupby(["arm", "seed"]):
-        arm, seed = str(keys[0]), int(keys[1])
-        distance = np.abs(np.log(group["value"].to_numpy(float)) - np.log(target))
-        chosen[arm, seed] = int(group["level"].to_numpy()[int(distance.argmin())])
-        if len(group) > 1:
+    distance = np.abs(np.log(measured["value"].to_numpy(float)) - np.log(target)).tolist()
+    runs: dict[tuple[str, int], list[tuple[float, int]]] = {}
+    columns = (measured[name] for name in ("arm", "seed", "level"))
+    for arm, seed, level, far in zip(*columns, distance, strict=True):
+        runs.setdefault((str(arm), int(seed)), []).append((far, int(level)))
+    for (arm, seed), levels in sorted(runs.items()):
+        chosen[arm, seed] = min(levels, key=lambda one: one[0])[1]
+        if len(levels) > 1:
             several.setdefault(arm, set()).add(chosen[arm, seed])
         else:
             single.append((arm, seed))
@@ -135,12 +147,13 @@ def matched_values(rows: pd.DataFrame, targets: Sequence[float]) -> pd.DataFrame
     records = []
     for (arm, metric), seeds in _points(rows).items():
         log = metric.startswith("fvu")
-        several = {seed: points for seed, points in seeds.items() if len(points) > 1}
+        read = {seed: _curve(points, log=log) for seed, points in seeds.items()}
+        several = [read[seed] for seed, points in seeds.items() if len(points) > 1]
         for seed, points in seeds.items():
             for target in targets:
-                value = at_l0([x for x, _ in points], [y for _, y in points], target, log=log)
+                value = _value(read[seed], target, log=log)
                 if value is None and len(points) == 1:
-                    value = moved(points[0], target, list(several.values()), log=log)
+                    value = _moved(points[0], target, several, log=log)
                 if value is not None:
                     records.append({"arm": arm, "seed": seed, "metric": metric, "l0": float(target), "value": value})
     return pd.DataFrame(records, columns=["arm", "seed", "metric", "l0", "value"])

@@ -80,15 +80,19 @@ def shares(found: Grid, n_permutations: int, generator: np.random.Generator) -> 
     n_seeds, n_arms, n_levels = found.value.shape if found.value.size else (0, 0, 0)
     if n_arms < 2 or n_arms * n_levels <= n_arms + 2 or (np.ptp(found.value.reshape(n_seeds, -1), axis=1) == 0).any():
         return {}
-    arms = np.stack([generator.permuted(np.tile(np.arange(n_arms), (n_levels, 1)), axis=1).T
-                     for _ in range(n_permutations)])  # fmt: skip
-    levels = np.stack([generator.permuted(np.tile(np.arange(n_levels), (n_arms, 1)), axis=1)
-                       for _ in range(n_permutations)])  # fmt: skip
+    arms = _dealt(n_arms, (n_permutations, n_levels), generator).transpose(0, 2, 1)
+    levels = _dealt(n_levels, (n_permutations, n_arms), generator)
     own_arms, own_levels = np.indices((n_arms, n_levels))
     arms, levels = np.concatenate([own_arms[None], arms]), np.concatenate([own_levels[None], levels])
     seeds = list(zip(*found, strict=True))
     drawn = {"arm": [_arm_share(*one, arms) for one in seeds], "l0": [_l0_share(*one, levels) for one in seeds]}
     return {name: Share([float(one[0]) for one in each], np.mean(each, axis=0)[1:]) for name, each in drawn.items()}
+
+
+def _dealt(n: int, shape: tuple[int, int], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """The numbers below `n` in random orders [draw, row, n], each row of each draw by itself."""
+    orders = generator.permuted(np.tile(np.arange(n), (shape[0] * shape[1], 1)), axis=1)
+    return np.asarray(orders.reshape(*shape, n))
 
 
 def _arm_share(log_l0: _Array, value: _Array, labels: npt.NDArray[np.int64]) -> _Array:
