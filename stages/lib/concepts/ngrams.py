@@ -58,7 +58,9 @@ def pack(grams: Int[np.ndarray, "gram n"], d_vocab: int) -> Int[np.ndarray, " gr
 
 def place_in(keys: Int[np.ndarray, " key"], wanted: Int[np.ndarray, " any"]) -> Int[np.ndarray, " any"]:
     """The place of each wanted key among sorted ones, -1 where it is not there."""
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    order = np.argsort(wanted)  # looks in rising order find their way through the cache: half the time, sort included
+    place = np.empty(len(wanted), np.int64)
+    place[order] = np.minimum(np.searchsorted(keys, wanted[order]), len(keys) - 1)
     found: npt.NDArray[np.int64] = np.where(keys[place] == wanted, place, -1)
     return found
 
