@@ -43,7 +43,8 @@ def pairs(dictionaries: Sequence[Dictionary]) -> Iterator[dict[str, Any]]:
     alive = [one.decoder[one.alive] for one in dictionaries]
 
     def compared(places: tuple[int, int]) -> dict[str, Any]:
-        (left, right), (a, b) = ([of[place] for place in places] for of in (dictionaries, alive))
+        left, right = (dictionaries[place] for place in places)
+        a, b = (alive[place] for place in places)
         row: dict[str, Any] = {"arm": left.arm, "seed": left.seed, "other_arm": right.arm, "other_seed": right.seed}
         row |= {"alive": len(a), "other_alive": len(b)}
         if len(a) and len(b):
