@@ -1,6 +1,7 @@
 """The answer to question 1: its sentences follow the declared endpoint, the intervals and the learning rates."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_tables_say_n_and_documents() -> None:
 def test_what_was_not_measured_is_said() -> None:
     own = results()
     empty: dict[str, Any] = {name: {} for name in own.compare} | {"agreement": {"arms": {}, "random": {"mean": 0.3}}}
-    text = said(fidelity(own._replace(compare=empty)))
+    text = said(fidelity(replace(own, compare=empty)))
     assert "FVU at L0 16: not measured" in text
     assert "Agreement of dictionaries within and between arms" in text
 
@@ -137,7 +138,7 @@ def test_what_was_not_measured_is_said() -> None:
 def test_a_share_counts_only_beyond_chance_and_without_any_arm(p: float, worst: float, said_so: bool) -> None:
     cell = {"mean": 0.5, "null_high": 0.3, "p": p, "least": 0.1, "most": 0.6, "worst_p": worst}
     other = cell | {"p": 0.0004, "worst_p": 0.01}
-    own = results()._replace(compare=results().compare | {"variance": {"fvu": {"arm": cell, "l0": other}}})
+    own = replace(results(), compare=results().compare | {"variance": {"fvu": {"arm": cell, "l0": other}}})
     text = variance_text(own, "fvu")
     assert ("the mechanism alone explains 0.50 (chance: up to 0.30" in text) and "p < 0.001; without one arm" in text
     assert ("which is not established" in text) == said_so

@@ -1,5 +1,7 @@
 """The answer to question 5: its sentences follow the declared endpoint, its test, the lookups and the ceiling."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,7 +107,7 @@ def test_a_control_with_little_to_find_is_said_to_have_little() -> None:
 
 def test_what_was_not_measured_is_said() -> None:
     own = results({})
-    empty = own._replace(compare={name: {} for name in own.compare})
+    empty = replace(own, compare={name: {} for name in own.compare})
     assert text_of(interpretability(empty)) == "Concept coverage beyond n-grams at L0 16: not measured in this run."
 
 
@@ -120,5 +122,5 @@ def test_the_figure_names_the_lookups() -> None:
     figure = coverage(results({}))
     assert figure.png[:4] == b"\x89PNG" and "4 seeds" in figure.caption and "`topk`" in figure.caption
     none = results({})
-    figure = coverage(none._replace(rows=none.rows | {"interpret": none.rows["interpret"].iloc[:0]}))
+    figure = coverage(replace(none, rows=none.rows | {"interpret": none.rows["interpret"].iloc[:0]}))
     assert figure.png[:4] == b"\x89PNG"

@@ -1,5 +1,6 @@
 """What is said of clusters, attribution, errors and the evaluated text follows the numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def attributed(slope: tuple[float, float, float]) -> Results:
               "spearman_magnitude_pooled": 0.8, "spearman_naive_pooled": 0.03}  # fmt: skip
     parts += [rows(arm, 0, pooled, n=1200) for arm in ("relu", "topk")]
     own = results(NOTHING)
-    return own._replace(rows=own.rows | {"attribution": pd.concat(parts)})
+    return replace(own, rows=own.rows | {"attribution": pd.concat(parts)})
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_the_slope_is_read_off_its_interval(slope: tuple[float, float, float], w
 
 def test_attribution_that_was_not_measured() -> None:
     own = results(NOTHING)
-    text = said(structure.attribution(own._replace(rows=own.rows | {"attribution": NOTHING})))
+    text = said(structure.attribution(replace(own, rows=own.rows | {"attribution": NOTHING})))
     assert text == "Attribution of `topk`: not measured in this run."
 
 
@@ -103,7 +104,7 @@ def evaluated(ratio: tuple[float, float, float]) -> Results:
             rows(arm, s, found | ({} if arm == "frozen_decoder" else {"random_error_ratio": ratio})) for s in SEEDS
         ]
     own = results(NOTHING)
-    return own._replace(rows=own.rows | {"evaluate": pd.concat(parts)})
+    return replace(own, rows=own.rows | {"evaluate": pd.concat(parts)})
 
 
 def test_the_error_is_said_to_cost_more_where_its_interval_says_so() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_contexts_are_shaded_where_the_feature_fires(inside: Path) -> None:
 
 
 def results(**changes: object) -> Results:
-    return report.read_results(report.settings())._replace(**changes)
+    return replace(report.read_results(report.settings()), **changes)
 
 
 def test_sign_by_hand() -> None:

@@ -26,7 +26,6 @@ from stages.lib.report.page import Block, Figure, Passage, Passages, Text
 from stages.lib.report.results import Results
 from stages.lib.sae.members import Member, member_at, revision
 from stages.lib.sae.saved import load_sae
-from stages.lib.stats.equal_l0 import nearest_levels
 
 BATCH = 8192
 """Tokens encoded at a time."""
@@ -145,10 +144,12 @@ def tables(results: Results, stage: str, name: str) -> dict[str, pd.DataFrame]:
 
 def nearest_features(results: Results, found: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The features of each arm at the level nearest the middle L0."""
-    levels = nearest_levels(results.rows["evaluate"], results.l0)
     return {
         arm: table[
-            [levels.get((arm, seed)) == level for seed, level in zip(table["seed"], table["level"], strict=True)]
+            [
+                results.levels.get((arm, seed)) == level
+                for seed, level in zip(table["seed"], table["level"], strict=True)
+            ]
         ]
         for arm, table in found.items()
     }
@@ -157,7 +158,7 @@ def nearest_features(results: Results, found: dict[str, pd.DataFrame]) -> dict[s
 def single_features(results: Results, arm: str, size: Size, features: dict[str, pd.DataFrame]) -> list[Block]:
     """What is shown of the features of one SAE: heat map, feature map, contexts."""
     seed = results.seeds[0]
-    level = nearest_levels(results.rows["evaluate"], results.l0)[arm, seed]
+    level = results.levels[arm, seed]
     member = member_at(arm, seed, level)
     shown = Shown(read_along(member), of_member(features[arm], member).sort_values("feature").reset_index(drop=True))
     text = (

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
@@ -92,10 +93,14 @@ def canvas(
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG without metadata."""
+    """The figure as a PNG without metadata.
+
+    Printed by the canvas, which arranges the axes as it draws: `savefig` draws everything once more for that.
+    """
     with plt.rc_context(STYLE):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 

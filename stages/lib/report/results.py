@@ -1,8 +1,9 @@
 """All numbers that the report's sentences are made from, and what can be read off an interval."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,8 @@ Cell = Mapping[str, Any]
 SIGNIFICANT = 0.05
 
 
-class Results(NamedTuple):
+@dataclass(frozen=True)
+class Results:
     """All numbers that the text is made from."""
 
     arms: list[str]
@@ -30,7 +32,7 @@ class Results(NamedTuple):
     """The summaries of all arms by stage."""
     more_seeds: Sequence[int] = ()
     """Seeds that were trained at the followed level alone."""
-    endpoints: Mapping[str, float] = MappingProxyType({})
+    endpoints: Mapping[str, float] = field(default_factory=dict)
     """Declared metrics, with the share of the reference's mean within which an arm counts as equal to it."""
 
     @property
@@ -72,20 +74,35 @@ class Results(NamedTuple):
 
     def near(self, stage: str, metric: str) -> dict[str, Cell]:
         """Means over seeds at each arm's level nearest the middle L0, or at the one level that was measured."""
-        rows = self.rows[stage]
-        rows = rows[rows["metric"] == metric]
-        levels = nearest_levels(self.rows["evaluate"], self.l0)
         cells: dict[str, Cell] = {}
+        found = self._values.get((stage, metric), {})
         for arm in self.arms:
-            own = rows[rows["arm"] == arm]
-            chosen = own[
-                [levels.get((arm, seed)) == level for seed, level in zip(own["seed"], own["level"], strict=True)]
-            ]
-            chosen = chosen if len(chosen) else own.drop_duplicates("seed")
-            if len(chosen):
-                found = estimate(chosen["value"].tolist(), metric)._asdict()
-                cells[arm] = {name: value for name, value in found.items() if value is not None}
+            own = found.get(arm, [])
+            chosen = [value for seed, level, value in own if self.levels.get((arm, seed)) == level]
+            if not chosen:
+                seeds: dict[int, float] = {}
+                for seed, _, value in own:
+                    seeds.setdefault(seed, value)
+                chosen = [*seeds.values()]
+            if chosen:
+                cell = estimate(chosen, metric)._asdict()
+                cells[arm] = {name: value for name, value in cell.items() if value is not None}
         return cells
+
+    @cached_property
+    def levels(self) -> dict[tuple[str, int], int]:
+        """The level nearest the middle L0 of each (arm, seed)."""
+        return nearest_levels(self.rows["evaluate"], self.l0)
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str], dict[str, list[tuple[int, int, float]]]]:
+        """Seed, level and value of each row, by (stage, metric) and arm."""
+        found: dict[tuple[str, str], dict[str, list[tuple[int, int, float]]]] = {}
+        for stage, rows in self.rows.items():
+            columns = (rows[name].tolist() for name in ("metric", "arm", "seed", "level", "value"))
+            for metric, arm, seed, level, value in zip(*columns, strict=True):
+                found.setdefault((stage, metric), {}).setdefault(arm, []).append((seed, level, value))
+        return found
 
 
 def _over(n: str) -> str:

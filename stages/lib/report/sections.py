@@ -13,6 +13,7 @@ from stages.lib.report.answers import frequency as third
 from stages.lib.report.answers import interpretability as fifth
 from stages.lib.report.answers import known_results, setting, structure
 from stages.lib.report.answers import training as fourth
+from stages.lib.report.beside import beside
 from stages.lib.report.close_up import Size, nearest_features, neighbours, single_features, tables
 from stages.lib.report.figures import activation_functions as first_figures
 from stages.lib.report.figures import emergence as second_figures
@@ -35,12 +36,22 @@ def sections(results: Results, arm: str, size: Size, ends: Mapping[str, float]) 
         size: how many of them, and how much of each.
         ends: what ends or begins in training, as shares of the steps.
     """
+    (one, two), others = beside(
+        lambda: (activation_functions(results, ends), emergence(results, ends)),
+        lambda: _others(results, arm, size),
+    )
+    return [
+        Section("1. How do activation functions affect feature learning?", one),
+        Section("2. What drives the emergence of concepts?", two),
+        *others,
+    ]
+
+
+def _others(results: Results, arm: str, size: Size) -> list[Section]:
     features = nearest_features(results, tables(results, "frequency", "features"))
     model, corpus, tokens = (read_json(DATA / name / f"{name}.json") for name in ("model", "corpus", "tokens"))
     trajectories, checkpoints = (tables(results, "emergence", name) for name in ("trajectories", "checkpoints"))
     return [
-        Section("1. How do activation functions affect feature learning?", activation_functions(results, ends)),
-        Section("2. What drives the emergence of concepts?", emergence(results, ends)),
         Section("3. Is the firing frequency a reliable sign of specialisation?", illustrated(
             third.frequency(results), third_figures.rates(results, features),
         )),

@@ -156,7 +156,8 @@ def _count_text(results: Results, times: Mapping[str, pd.DataFrame]) -> str:
     at_start = _at_start(times.get(reference))
     text += f" At half of their final score at step 0 already, in a seed or more: {len(at_start)}, {_names(at_start)}."
     for arm in [arm for arm in results.controls if arm in times]:
-        shared = [name for name in emerged if name in {*_in_every_seed(times[arm])}]
+        too = {*_in_every_seed(times[arm])}
+        shared = [name for name in emerged if name in too]
         text += (
             f" Of the {len(emerged)} that emerge in every seed, {len(shared)} do so in `{arm}` too: {_names(shared)}."
         )

@@ -1,5 +1,7 @@
 """How far firing rates agree with themselves when one thing about their measurement changes, rung by rung."""
 
+from dataclasses import replace
+
 from stages.lib.report.page import Block, Table, Text
 from stages.lib.report.results import Cell, Results
 from stages.lib.stats.equal_l0 import as_text
@@ -35,7 +37,7 @@ def graded(icc: float) -> str:
 def counts(results: Results) -> Results:
     """The same results with the number of features behind each number of `frequency` in its place."""
     rows = results.rows["frequency"].dropna(subset=["n"])
-    return results._replace(rows=results.rows | {"frequency": rows.assign(value=rows["n"].astype(float))})
+    return replace(results, rows=results.rows | {"frequency": rows.assign(value=rows["n"].astype(float))})
 
 
 def ladder_blocks(results: Results) -> list[Block]:

@@ -7,7 +7,7 @@ from stages.lib.report.answers.pooled import pooled
 from stages.lib.report.answers.words import absent, listed, p_text, table
 from stages.lib.report.page import Block, Note, Table, Text
 from stages.lib.report.results import SIGNIFICANT, Cell, Results
-from stages.lib.stats.equal_l0 import as_text, nearest_levels
+from stages.lib.stats.equal_l0 import as_text
 
 Facts = Mapping[str, Any]
 
@@ -201,9 +201,8 @@ def errors(results: Results) -> list[Block]:
 def over_documents(results: Results, metric: str, arm: str) -> tuple[float, float] | None:
     """The lowest and the highest end of the seeds' intervals over test documents, nearest the middle L0."""
     rows = results.rows["evaluate"]
-    levels = nearest_levels(rows, results.l0)
     own = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
-    near = [levels.get((arm, seed)) == level for seed, level in zip(own["seed"], own["level"], strict=True)]
+    near = [results.levels.get((arm, seed)) == level for seed, level in zip(own["seed"], own["level"], strict=True)]
     own = own[near]
     if own.empty or own[["low", "high"]].isna().to_numpy().any():
         return None

@@ -1,0 +1,35 @@
+"""Two calls at once give what one after the other gives, errors too."""
+
+import os
+import threading
+
+import pytest
+
+from stages.lib.report.beside import beside
+
+
+def test_both_results_come_back_from_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.lib.report.beside._n_cores", lambda: 2)
+    monkeypatch.setattr("stages.lib.report.beside.active_count", lambda: 1)
+    there, here = beside(os.getpid, os.getpid)
+    assert here == os.getpid() != there
+
+
+@pytest.mark.parametrize(("n_cores", "n_threads"), [(1, 1), (2, 2)])
+def test_one_core_or_other_threads_leave_it_to_one_process(
+    n_cores: int, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.lib.report.beside._n_cores", lambda: n_cores)
+    monkeypatch.setattr("stages.lib.report.beside.active_count", lambda: n_threads)
+    assert beside(os.getpid, threading.get_ident) == (os.getpid(), threading.get_ident())
+
+
+def test_what_fails_there_fails_here_with_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.lib.report.beside._n_cores", lambda: 2)
+    monkeypatch.setattr("stages.lib.report.beside.active_count", lambda: 1)
+
+    def failing() -> int:
+        raise ValueError("no such arm")
+
+    with pytest.raises(ValueError, match="no such arm"):
+        beside(failing, os.getpid)
