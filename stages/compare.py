@@ -11,6 +11,7 @@ agreement of the decoders of all runs at the level nearest the middle L0 (`stage
 control: those are there to fail.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -161,12 +162,14 @@ def main() -> None:
     values = matched_values(rows, own.l0)
     write_parquet(DATA / "matched.parquet", values)
     levels = nearest_levels(rows, middle(own.l0))
-    indicator = against_random_decoder(found.indicator, arms, own.controls, levels)
-    for name, table in (tables(own, arms, rows, values) | {"frequency": indicator}).items():
-        write_rounded(REPORTS / f"{name}.json", table)
-    write_csv(REPORTS / "frontier.csv", frontier(rows))
-    write_csv(REPORTS / "curves.csv", curves(arms, found.seeds))
-    compare_dictionaries(found, dictionaries(found, levels))
+    with ThreadPoolExecutor(1) as beside:  # matching takes one thread, tables take the other
+        matched = beside.submit(compare_dictionaries, found, dictionaries(found, levels))
+        indicator = against_random_decoder(found.indicator, arms, own.controls, levels)
+        for name, table in (tables(own, arms, rows, values) | {"frequency": indicator}).items():
+            write_rounded(REPORTS / f"{name}.json", table)
+        write_csv(REPORTS / "frontier.csv", frontier(rows))
+        write_csv(REPORTS / "curves.csv", curves(arms, found.seeds))
+        matched.result()
 
 
 if __name__ == "__main__":
