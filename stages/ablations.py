@@ -1,4 +1,6 @@
-"""What a revision's language model loses on held-out text, unchanged and without the activation at the hook.
+"""What fidelity is read by and needs no SAE: the model's loss on held-out text unchanged, and without the activation.
+
+The errors of the mean activation of each token id, and of principal components, are measured here too.
 
 in: data/activations, data/tokens, data/model
 out: data/ablations/<revision> (`stages.lib.fidelity.ablations`)
@@ -13,12 +15,14 @@ from pydantic import PositiveInt
 from stages.lib.activations.store import open_store
 from stages.lib.fidelity.ablations import (
     Site,
+    WithoutSAE,
     chosen_windows,
     identity,
     measure_ablations,
     windows_at_a_time,
     write_ablations,
 )
+from stages.lib.fidelity.reconstruction import baselines
 from stages.lib.io import params
 from stages.lib.language.copies import Copies
 from stages.lib.language.model import check_weights, load_model
@@ -44,8 +48,9 @@ def main(revision: str) -> None:
     chosen = chosen_windows(store, windows, n_tokens)
     site = Site(Copies(model), store.hook_name, store.mean.to(device()))
     with Log(f"ablations@{revision}", len(windows.length), "window") as log, torch.no_grad():
-        found = measure_ablations(site, windows, chosen, windows_at_a_time(windows.n_ctx, model.cfg.d_vocab))
+        ablations = measure_ablations(site, windows, chosen, windows_at_a_time(windows.n_ctx, model.cfg.d_vocab))
         log.advance(len(windows.length))
+        found = WithoutSAE(ablations, baselines(store, windows, model.cfg.d_vocab))
     write_ablations(revision, found, identity(store, windows, n_tokens))
 
 

@@ -30,8 +30,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from stages.lib.activations.store import Store, open_store
 from stages.lib.fidelity.ablations import (
-    Ablations,
     Site,
+    WithoutSAE,
     batches,
     chosen_windows,
     identity,
@@ -41,7 +41,7 @@ from stages.lib.fidelity.ablations import (
 from stages.lib.fidelity.cross_entropy import Sums, split_sums
 from stages.lib.fidelity.detail_tables import alive_table, documents_table, l0_table
 from stages.lib.fidelity.measures import Fidelity
-from stages.lib.fidelity.reconstruction import Baselines, OnTraining, dead, fidelities, on_training, shift_of
+from stages.lib.fidelity.reconstruction import OnTraining, dead, fidelities, on_training, shift_of
 from stages.lib.fidelity.summary_rows import ce_rows, clean_row, fidelity_rows, training_rows
 from stages.lib.io import params
 from stages.lib.io.summary import Row, write_summary
@@ -51,6 +51,7 @@ from stages.lib.language.model import check_weights, load_model
 from stages.lib.language.windows import Windows, read_windows
 from stages.lib.run.log import Log
 from stages.lib.run.machine import device, keep_freed_memory
+from stages.lib.run.parallel import side_by_side
 from stages.lib.run.seeds import integer, numpy_generator
 from stages.lib.run.start import run
 from stages.lib.sae.members import Member, members, more_members, revision
@@ -98,8 +99,8 @@ class Inputs(NamedTuple):
     store: Store
     windows: Windows
     """Of the test split."""
-    ablations: Ablations
-    """Of the model without an SAE."""
+    without: WithoutSAE
+    """What needs no SAE."""
     model: "TransformerBridge"
 
 
@@ -110,9 +111,9 @@ def prepare(arm: str, given: Settings) -> Inputs:
     trained_on, windows = revision(arm, seeds[0]), read_windows("test")
     store = open_store(trained_on, verify=("validation", "test"))
     check_weights(store.index, store.directory)
-    ablations = read_ablations(trained_on, identity(store, windows, own.n_ce_tokens))
+    without = read_ablations(trained_on, identity(store, windows, own.n_ce_tokens))
     model = load_model(store.index["revision"], device())
-    return Inputs(runs, [load_sae(run.directory).to(device()) for run in runs], store, windows, ablations, model)
+    return Inputs(runs, [load_sae(run.directory).to(device()) for run in runs], store, windows, without, model)
 
 
 class CrossEntropies(NamedTuple):
@@ -140,7 +141,6 @@ def cross_entropies(own: EvaluateParams, inputs: Inputs) -> CrossEntropies:
 class Measured(NamedTuple):
     """What was measured of all SAEs."""
 
-    baselines: Baselines
     fidelities: list[Fidelity]
     silent: list[Bool[np.ndarray, " d_sae"]]
     """The features that fire neither in test nor in validation."""
@@ -150,29 +150,28 @@ class Measured(NamedTuple):
 
 def measure(own: EvaluateParams, inputs: Inputs, log: Log) -> Measured:
     """The sums of all SAEs over the activations and over the runs of the language model."""
-    baselines, sums = fidelities(inputs.store, inputs.windows, inputs.saes, inputs.model.cfg.d_vocab)
+    store, saes = inputs.store, inputs.saes
+    sums = fidelities(store, inputs.windows, saes)
     patched = cross_entropies(own, inputs)
-    silent = []
-    for sae, fidelity in zip(inputs.saes, sums, strict=True):
-        silent.append(dead(inputs.store, sae, fidelity))
-        log.advance(1, fvu=fidelity.fvu(baselines.total))
-    shifts = [shift_of(run) for run in inputs.runs]
-    return Measured(
-        baselines, sums, silent, patched, on_training(inputs.store, inputs.saes, shifts, own.n_train_tokens)
-    )
+    silent = side_by_side(lambda pair: dead(store, *pair), zip(saes, sums, strict=True), device())
+    training = on_training(store, saes, [shift_of(run) for run in inputs.runs], own.n_train_tokens)
+    for fidelity in sums:
+        log.advance(1, fvu=fidelity.fvu(inputs.without.baselines.total))
+    return Measured(sums, silent, patched, training)
 
 
 def summarise(own: EvaluateParams, inputs: Inputs, found: Measured) -> Iterator[Row]:
     """Every number of the arm's summary."""
     patched, n_validation = found.patched, inputs.store.n_rows("validation")
+    ablations, baselines = inputs.without
     generator = numpy_generator(own.seed, "evaluate", "documents")
     counts = resample_counts(len(inputs.windows.document_ids), own.n_resamples, generator)
     ce_counts = resample_counts(patched.n_documents, own.n_resamples, generator)
     each = zip(inputs.runs, found.fidelities, found.silent, found.training, strict=True)
     for index, (member, fidelity, silent, training) in enumerate(each):
-        yield from fidelity_rows(member, fidelity, found.baselines, silent, n_validation, counts)
-        yield from ce_rows(member, patched.sums, inputs.ablations, index, patched.document, ce_counts)
-        yield clean_row(member, inputs.ablations, inputs.windows.document.numpy(), counts)
+        yield from fidelity_rows(member, fidelity, baselines, silent, n_validation, counts)
+        yield from ce_rows(member, patched.sums, ablations, index, patched.document, ce_counts)
+        yield clean_row(member, ablations, inputs.windows.document.numpy(), counts)
         yield from training_rows(member, training)
 
 
@@ -186,7 +185,7 @@ def main(arm: str) -> None:
         found = measure(own, inputs, log)
     pairs = list(zip(inputs.runs, found.fidelities, strict=True))
     tables = {
-        "documents": [documents_table(*pair, found.baselines.total) for pair in pairs],
+        "documents": [documents_table(*pair, inputs.without.baselines.total) for pair in pairs],
         "l0": [l0_table(*pair) for pair in pairs],
         "alive": [alive_table(*pair) for pair in pairs],
     }

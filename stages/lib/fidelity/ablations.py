@@ -1,13 +1,16 @@
 """What a revision's language model loses without the activation, and without any change: sums over windows, in nats.
 
 No SAE takes part, so all arms on the revision share these sums: `stages.ablations` writes them to
-`data/ablations/<revision>/ablations.safetensors`. The unchanged model runs on all test windows. The SAEs run on some of
-them, spread evenly, and so do the ablations, which put zeros or the mean training activation at all valid positions.
-What an SAE costs is a difference at the same predictions, so the windows chosen matter little for it; how sure it is
-depends on how many documents there are, hardly on how many windows of each.
+`data/ablations/<revision>/ablations.safetensors`, with what else needs no SAE (`reconstruction.Baselines`).
+
+The unchanged model runs on all test windows. The SAEs run on some of them, spread evenly, and so do the ablations,
+which put zeros or the mean training activation at all valid positions. What an SAE costs is a difference at the same
+predictions, so the windows chosen matter little for it; how sure it is depends on how many documents there are, hardly
+on how many windows of each.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -20,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.lib.activations.store import Store
+from stages.lib.fidelity.reconstruction import Baselines
 from stages.lib.io import tensors
 from stages.lib.io.errors import UserError, nearest
 from stages.lib.language.copies import Copies
@@ -147,24 +151,29 @@ def measure_ablations(site: Site, windows: Windows, chosen: Int[np.ndarray, " ch
 
 
 def identity(store: Store, windows: Windows, n_tokens: int) -> dict[str, Any]:
-    """What the sums were measured on and with; those of SAEs stand beside sums of the same."""
+    """What the sums were measured on and with; those of SAEs stand beside sums of the same.
+
+    The index of the activations has the checksums of their shards and of the model's weights.
+    """
     text = hashlib.sha256(windows.tokens.numpy().tobytes() + windows.length.numpy().tobytes())
-    return {
-        "weights": store.index["weights"],
-        "hook_name": store.hook_name,
-        "mean": hashlib.sha256(store.mean.numpy().tobytes()).hexdigest(),
-        "windows": text.hexdigest(),
-        "n_ce_tokens": n_tokens,
-    }
+    index = hashlib.sha256(json.dumps(store.index, sort_keys=True).encode())
+    return {"activations": index.hexdigest(), "windows": text.hexdigest(), "n_ce_tokens": n_tokens}
 
 
-def write_ablations(revision: str, found: Ablations, description: dict[str, Any]) -> None:
+class WithoutSAE(NamedTuple):
+    """What all arms on a revision share."""
+
+    ablations: Ablations
+    baselines: Baselines
+
+
+def write_ablations(revision: str, found: WithoutSAE, description: dict[str, Any]) -> None:
     """Write them; `description` is their `identity`."""
-    content = {name: torch.from_numpy(values) for name, values in found._asdict().items()}
+    content = {name: torch.from_numpy(np.asarray(values)) for part in found for name, values in part._asdict().items()}
     tensors.save(ABLATIONS / revision / FILE, content, description)
 
 
-def read_ablations(revision: str, description: dict[str, Any]) -> Ablations:
+def read_ablations(revision: str, description: dict[str, Any]) -> WithoutSAE:
     """The ablations of a revision whose `identity` is `description`.
 
     Raises:
@@ -181,5 +190,6 @@ def read_ablations(revision: str, description: dict[str, Any]) -> Ablations:
     for name, value in description.items():
         if found.get(name) != value:
             raise UserError(f"{path} was made with another {name} than this run has; `dvc repro ablations` renews it")
-    content = tensors.load(path, [*Ablations._fields])
-    return Ablations(*(content[name].numpy() for name in Ablations._fields))
+    content = {name: values.numpy() for name, values in tensors.load(path).items()}
+    baselines = Baselines(content["total"], float(content["unigram"]), content["principal"])
+    return WithoutSAE(Ablations(*(content[name] for name in Ablations._fields)), baselines)

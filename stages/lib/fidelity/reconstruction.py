@@ -53,20 +53,26 @@ def token_means(store: Store, d_vocab: int) -> Float[Tensor, "d_vocab d_in"]:
     return means.table().to(device())
 
 
-def fidelities(store: Store, windows: Windows, saes: Sequence[SAE], d_vocab: int) -> tuple[Baselines, list[Fidelity]]:
-    """The sums of the baselines and of every SAE over the test tokens."""
+def baselines(store: Store, windows: Windows, d_vocab: int) -> Baselines:
+    """The sums over the test tokens that need no SAE; `windows` are those of the test split."""
     n_documents = len(windows.document_ids)
     centre = mean(x.to(device()) for x in store.batches("test", BATCH))
     principal = PrincipalComponents(Moments(x.to(device()) for x in store.batches("fit", BATCH)))
     table = token_means(store, d_vocab)
     total, unigram, left = np.zeros(n_documents), 0.0, np.zeros(store.d_in + 1)
-    sums = [Fidelity(one.d_sae, n_documents, store.mean.to(device())) for one in saes]
     for x, ids, documents in labelled(store, windows, "test"):
         total += block_sums(squared_distance(x, centre), documents, n_documents)
         unigram += float(squared_distance(x, table[ids.long()]).sum())
         left += principal.squared_error(x)
+    return Baselines(total, unigram / total.sum(), left / total.sum())
+
+
+def fidelities(store: Store, windows: Windows, saes: Sequence[SAE]) -> list[Fidelity]:
+    """The sums of every SAE over the test tokens."""
+    sums = [Fidelity(one.d_sae, len(windows.document_ids), store.mean.to(device())) for one in saes]
+    for x, _, documents in labelled(store, windows, "test"):
         side_by_side(partial(_add, x=x, documents=documents), zip(saes, sums, strict=True), device())
-    return Baselines(total, unigram / total.sum(), left / total.sum()), sums
+    return sums
 
 
 def _add(pair: tuple[SAE, Fidelity], x: Tensor, documents: np.ndarray) -> None:
@@ -126,7 +132,7 @@ def on_training(store: Store, saes: Sequence[SAE], shifts: Sequence[float], n_to
             _add((one, sums), part, np.zeros(len(part), np.int64))
         return sums
 
-    return [
-        OnTraining(over(one), over(unshifted(one, shift * store.scale)) if shift else None, total)
-        for one, shift in zip(saes, shifts, strict=True)
-    ]
+    before = {i: unshifted(saes[i], shift * store.scale) for i, shift in enumerate(shifts) if shift}
+    sums = side_by_side(over, [*saes, *before.values()], device())
+    unshifted_sums = dict(zip(before, sums[len(saes) :], strict=True))
+    return [OnTraining(own, unshifted_sums.get(i), total) for i, own in enumerate(sums[: len(saes)])]

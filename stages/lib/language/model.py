@@ -84,8 +84,9 @@ def load_model(revision: str, device: torch.device | str, dtype: torch.dtype = t
 def _normalise_once(model: "TransformerBridge") -> None:
     """Let each norm work out its output alone, as `transformers` does: the hooks between its steps get nothing.
 
-    TransformerLens works a norm out a second time for those hooks, which nothing here reads; with one block above the
-    hook that is a seventh of a run. Input and output of the norm keep their hooks, and its numbers are the same.
+    Where TransformerLens has a norm worked out by `transformers`, it does so again for those hooks, which
+    nothing here reads; with one block above the hook that is a fifteenth of a run. Input and output of the norm keep
+    their hooks, and its numbers are the same.
     """
     from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
 
