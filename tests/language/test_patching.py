@@ -28,6 +28,7 @@ from stages.lib.language.patching import (
     substitute,
 )
 from stages.lib.language.windows import Windows
+from stages.lib.run.parallel import side_by_side
 from stages.lib.sae.saved import SAE
 from tests.toy_data import D_IN, D_VOCAB, HOOK, N_CTX, write_model
 
@@ -226,16 +227,26 @@ def test_ablations_equal_runs_with_hooks(model: Any, tokens: torch.Tensor, valid
     assert len(found.zero) == len(found.mean) == 2
 
 
-def test_copies_share_weights_and_give_results_in_order(model: Any, tokens: torch.Tensor) -> None:
-    before, copies = torch.get_num_threads(), []
+def test_copies_share_weights_and_run_at_once(model: Any, tokens: torch.Tensor) -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        copies = Copies(model).map(lambda own, row: (own, run_clean(own, tokens[row : row + 1], HOOK).x), range(3))
+        copies = Copies(model)
+
+        def loss_at(scale: float) -> torch.Tensor:
+            with copies.one() as own:
+                return run_from(own, tokens, HOOK, torch.full((3, N_CTX, D_IN), scale))
+
+        scales = [0.1 * step for step in range(8)]
+        together = side_by_side(loss_at, scales)
+        with copies.one() as first, copies.one() as second:
+            assert first is not second
+            both = [{one.data_ptr() for one in own.parameters()} for own in (first, second)]
+            assert both[0] == both[1]
     finally:
         torch.set_num_threads(before)
-    for row, (own, x) in enumerate(copies):
-        torch.testing.assert_close(x, run_clean(model, tokens[row : row + 1], HOOK).x)
-        assert {one.data_ptr() for one in own.parameters()} == {one.data_ptr() for one in model.parameters()}
+    for scale, logits in zip(scales, together, strict=True):
+        torch.testing.assert_close(logits, run_from(model, tokens, HOOK, torch.full((3, N_CTX, D_IN), scale)))
 
 
 def test_joined_batches_equal_one(model: Any, tokens: torch.Tensor, valid: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,9 +37,7 @@ from stages.lib.language.patching import (
     substitute,
 )
 from stages.lib.language.windows import Windows
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+from stages.lib.run.parallel import side_by_side
 
 ABLATIONS, FILE = Path("data/ablations"), "ablations.safetensors"
 LOGITS, MOST_WINDOWS = 2**23, 16
@@ -118,14 +116,15 @@ class _Sums(NamedTuple):
 
 
 @torch.no_grad()
-def _sums(model: "TransformerBridge", work: tuple[Batch, list[Tensor]], hook_name: str) -> _Sums:
+def _sums(work: tuple[Batch, list[Tensor]], site: Site) -> _Sums:
     """The sums of a batch, with each of the vectors in place of the activation too."""
     (window, tokens, valid), vectors = work
-    clean, counts = run_clean(model, tokens, hook_name), scored(valid)
-    ablated = []
-    for vector in vectors:
-        x = substitute(clean.x, vector.to(clean.x).expand(int(valid.sum()), -1), valid)
-        ablated.append(by_window(next_token_nll(run_from(model, tokens, hook_name, x), tokens), counts))
+    counts, ablated = scored(valid), []
+    with site.models.one() as model:
+        clean = run_clean(model, tokens, site.hook_name)
+        for vector in vectors:
+            x = substitute(clean.x, vector.to(clean.x).expand(int(valid.sum()), -1), valid)
+            ablated.append(by_window(next_token_nll(run_from(model, tokens, site.hook_name, x), tokens), counts))
     return _Sums(window, counts.sum(1).cpu().numpy(), by_window(next_token_nll(clean.logits, tokens), counts), ablated)
 
 
@@ -143,7 +142,7 @@ def measure_ablations(site: Site, windows: Windows, chosen: Int[np.ndarray, " ch
     work = [(batch, vectors) for batch in batches(windows, chosen, size, on)]
     work += [(batch, []) for batch in batches(windows, others, size, on)]
     n, clean, ablated = np.zeros(n_windows, np.int64), np.zeros(n_windows), []
-    for part in site.models.map(partial(_sums, hook_name=site.hook_name), work):
+    for part in side_by_side(partial(_sums, site=site), work, on):
         n[part.window], clean[part.window] = part.n, part.clean
         ablated += [part.ablated] if part.ablated else []
     zero, mean = (np.concatenate(sums) for sums in zip(*ablated, strict=True))

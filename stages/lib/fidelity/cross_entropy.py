@@ -7,7 +7,7 @@ first nor padding), and what counts are the predictions made at them of tokens t
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +25,8 @@ from stages.lib.language.patching import (
     scored,
     substitute,
 )
+from stages.lib.run.parallel import side_by_side
 from stages.lib.sae.saved import SAE
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
 
 
 class Sums(NamedTuple):
@@ -74,11 +72,12 @@ class _OfOne(NamedTuple):
 
 
 @torch.no_grad()
-def _of_one(model: "TransformerBridge", one: SAE, clean: _Clean, hook_name: str) -> _OfOne:
+def _of_one(one: SAE, clean: _Clean, site: Site) -> _OfOne:
     tokens, counts, x = clean.tokens, clean.counts, clean.x[clean.valid]
 
     def logits_with(replacement: Tensor) -> Tensor:
-        return run_from(model, tokens, hook_name, substitute(clean.x, replacement, clean.valid))
+        with site.models.one() as model:
+            return run_from(model, tokens, site.hook_name, substitute(clean.x, replacement, clean.valid))
 
     active = one.active(x)
     x_hat = one.decode_active(active)
@@ -101,7 +100,7 @@ def window_sums(site: Site, batch: Batch, saes: Sequence[SAE], generator: torch.
     direction = torch.randn(int(valid.sum()), run.x.shape[2], generator=generator).to(run.x)
     log_p = run.logits.log_softmax(-1)
     clean = _Clean(tokens, valid, counts, run.x, log_p, log_p.exp(), direction)
-    of_each = site.models.map(partial(_of_one, clean=clean, hook_name=site.hook_name), saes)
+    of_each = side_by_side(partial(_of_one, clean=clean, site=site), saes, site.mean.device)
     nll = next_token_nll(run.logits, tokens)
     return Sums(
         n=counts.sum(1).cpu().numpy(),

@@ -4,21 +4,17 @@ A run of TransformerLens keeps its hooks, and the activation that it begins with
 the same model would mix. A small model is run side by side because its products are too small to be shared by threads.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from stages.lib.language.extraction import share
-from stages.lib.run.parallel import side_by_side
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Copies:
@@ -27,26 +23,16 @@ class Copies:
     def __init__(self, model: "TransformerBridge") -> None:
         """Copy the model's modules, not its weights."""
         self.model = model
-        self._device = next(model.parameters()).device
-        n_copies = torch.get_num_threads() if self._device.type == "cpu" else 1
+        n_copies = torch.get_num_threads() if next(model.parameters()).device.type == "cpu" else 1
         self._free: SimpleQueue[TransformerBridge] = SimpleQueue()
         for one in [model, *(share(model) for _ in range(1, n_copies))]:
             self._free.put(one)
 
     @contextmanager
     def one(self) -> Iterator["TransformerBridge"]:
-        """A copy that no other thread runs meanwhile."""
+        """A copy that no other thread runs meanwhile; waits for one if all are taken."""
         model = self._free.get()
         try:
             yield model
         finally:
             self._free.put(model)
-
-    def map(self, call: Callable[["TransformerBridge", Item], Result], items: Iterable[Item]) -> list[Result]:
-        """`[call(model, item) for item in items]`, side by side on a CPU; `call` must not change what another reads."""
-
-        def on_a_free_copy(item: Item) -> Result:
-            with self.one() as model:
-                return call(model, item)
-
-        return side_by_side(on_a_free_copy, items, self._device)

@@ -192,13 +192,12 @@ class WindowLoss:
         """Run the clean model, `batch` windows at a time."""
         self._models, self._hook_name, self._tokens = models, hook_name, tokens
         self.counted = scored(valid)
-
-        def clean(model: "TransformerBridge", rows: Tensor) -> tuple[Tensor, Tensor]:
-            run = run_clean(model, tokens[rows], hook_name)
-            return run.x, next_token_nll(run.logits, tokens[rows])
-
-        parts = models.map(clean, index_batches(len(tokens), batch))
-        self.x, self.nll = (torch.cat(part) for part in zip(*parts, strict=True))
+        x, nll = [], []
+        for rows in index_batches(len(tokens), batch):
+            clean = run_clean(models.model, tokens[rows], hook_name)
+            x.append(clean.x)
+            nll.append(next_token_nll(clean.logits, tokens[rows]))
+        self.x, self.nll = torch.cat(x), torch.cat(nll)
 
     def by_position(self, x: Float[Tensor, "row pos d_in"], windows: Int[Tensor, " row"]) -> Float[Tensor, "row pos"]:
         """The change of the loss at each position; 0 where no prediction counts."""
