@@ -5,24 +5,27 @@ spend on its imports what it saves.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
-from threading import active_count
 from typing import TypeVar
 
 One = TypeVar("One")
 Other = TypeVar("Other")
+WATCHER = "watcher"
+"""The name of that thread."""
 
 
 def beside(one: Callable[[], One], other: Callable[[], Other]) -> tuple[One, Other]:
     """`(one(), other())`, `one` in a process of its own where that is safe and there are two cores.
 
-    It is not where other threads run: what they have locked would stay locked for ever in the forked process. That may
+    It is not where other threads run: what they have locked would stay locked for ever in the forked process. (A thread
+    that only waits for the end of who asked for this process, `stages.lib.run.fork_server`, locks nothing.) That may
     work with NumPy, pandas and Matplotlib, not with PyTorch's threads, and its result must be what `pickle` takes. What
     fails there is done again here, and fails with its own message.
     """
-    if "fork" not in get_all_start_methods() or active_count() > 1 or _n_cores() < 2:
+    if "fork" not in get_all_start_methods() or _n_threads() > 1 or _n_cores() < 2:
         return one(), other()
     receiver, sender = get_context("fork").Pipe(duplex=False)
     process = get_context("fork").Process(target=_send, args=(one, sender), daemon=True)
@@ -45,6 +48,11 @@ def _send(call: Callable[[], One], sender: Connection) -> None:
         sender.send(call())
     finally:
         os._exit(0)  # without the tidying up that is for the first process to do
+
+
+def _n_threads() -> int:
+    """Of this process, without the one that only waits."""
+    return len([thread for thread in threading.enumerate() if thread.name != WATCHER])
 
 
 def _n_cores() -> int:

@@ -100,7 +100,7 @@ def png(figure: Figure) -> bytes:
     with plt.rc_context(STYLE):
         buffer = io.BytesIO()
         figure.set_dpi(DPI)
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 

@@ -31,6 +31,8 @@ LATER = (
     "concurrent.futures.process", "scipy.cluster.hierarchy", "sklearn.metrics", "matplotlib.pyplot", "umap",
 )  # fmt: skip
 """What some stages import; one after the other while nobody asks, from the second request on: there may be no other."""
+WATCHER = "watcher"
+"""The name of the thread in each stage's process that waits for the end of the one that asked."""
 IDLE_SECONDS = 30.0
 """After which the server ends."""
 
@@ -87,7 +89,7 @@ def run_stage(request: Request) -> None:
     stage, *arguments = request.arguments
     sys.path[:], sys.argv = request.path, [f"stages.{stage}", *arguments]
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
-    Thread(target=die_with, args=(request.connection,), daemon=True).start()
+    Thread(target=die_with, args=(request.connection,), name=WATCHER, daemon=True).start()
     runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 
 
