@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stages.lib.run import parallel
 from stages.lib.sae import search
-from stages.lib.sae.search import Encoder, above, largest, reached_by
+from stages.lib.sae.search import Encoder, above, largest, nth_largest, reached_by
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -29,6 +29,30 @@ def test_a_number_that_k_reach_by_hand() -> None:
     assert 3 < reached_by(values, 5, 2) <= 4
     assert reached_by(values, 5, 5) == 1 == reached_by(values, 5, 4)  # two are 1
     assert reached_by(values, 2, 1) > 1  # of the first two
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 400), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.25, 1.0]), st.data())
+def test_the_nth_largest_number_and_the_next(size: int, seed: int, step: float, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, size - 1))
+    values = numbers(size, seed=seed % 1000)
+    values = (values / step).round() * step if step else values
+    expected = values.sort(descending=True).values
+    before = search.N_SAMPLED
+    search.N_SAMPLED = data.draw(st.sampled_from([1, 7, 50, 2**17]))
+    found = nth_largest(values, n)
+    search.N_SAMPLED = before
+    assert found == (float(expected[n - 1]), float(expected[n]))
+
+
+def test_the_nth_largest_of_many_numbers_whatever_the_sample_says() -> None:
+    values = numbers(300_000)
+    misleading = values.clone()
+    misleading[:: len(values) // search.N_SAMPLED | 1] -= 3
+    for one in (values, misleading, torch.full((300_000,), 2.0)):
+        expected = one.sort(descending=True).values
+        for n in (1, 3000, 299_999):
+            assert nth_largest(one, n) == (float(expected[n - 1]), float(expected[n]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -44,9 +44,7 @@ def active_share_threshold(z: Float[Tensor, "token d_sae"], k: int) -> float:
     values, n = z.flatten(), k * len(z)
     if n >= len(values):
         return 0.0
-    above = values.kthvalue(len(values) - n + 1).values
-    below = values.kthvalue(len(values) - n).values
-    return max(0.0, float((above.double() + below.double()) / 2))
+    return max(0.0, sum(search.nth_largest(values, n)) / 2)
 
 
 def largest_of_batch(sae: SAE, x: Float[Tensor, "token d_in"], k: int) -> tuple[Pairs, Float[Tensor, " pair"]]:

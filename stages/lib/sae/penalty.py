@@ -33,6 +33,7 @@ from torch import Tensor
 
 from stages.lib.run.seeds import integer
 from stages.lib.sae.base import SAE, Losses, SAEParams
+from stages.lib.sae.search import nth_largest
 
 SPEED, FASTEST = 12.0, 0.06
 """Of log c, per step and factor of e in L0: the first is per unit of the learning rate."""
@@ -103,8 +104,7 @@ class PenaltySAE(SAE):
         weights = self.export()
         n = round(self.level * len(x))
         above = (hidden_pre(weights, x) - weights.get("threshold", 0)).flatten()
-        ends = [above.kthvalue(len(above) - n + place).values for place in (0, 1)]
-        return float((ends[0].double() + ends[1].double()) / 2)
+        return sum(nth_largest(above, n)) / 2
 
     def shifted(self) -> dict[str, Tensor]:
         """The weights of inference, after the shift."""
@@ -205,4 +205,4 @@ def hidden_pre(weights: dict[str, Tensor], x: Float[Tensor, "token d_in"]) -> Fl
 
 def n_active(weights: dict[str, Tensor], x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
     """Active features a token of the SAE that is exported."""
-    return (hidden_pre(weights, x) > weights.get("threshold", 0)).sum() / len(x)
+    return torch.count_nonzero(hidden_pre(weights, x) > weights.get("threshold", 0)) / len(x)

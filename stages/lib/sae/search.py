@@ -189,6 +189,27 @@ def _pack(
             packed[begin + q], values[begin + q] = feature[r, q], value[r, q]
 
 
+N_SAMPLED = 2**17
+"""Numbers of which the n-th largest is guessed."""
+
+
+def nth_largest(values: Float[Tensor, " entry"], n: int) -> tuple[float, float]:
+    """The n-th largest number, n >= 1, and the largest after it."""
+    if values.device.type != "cpu":
+        last, after = (float(values.kthvalue(len(values) - n + place).values) for place in (1, 0))
+        return last, after
+    numbers = values.numpy()
+    sample = np.sort(numbers[:: len(numbers) // N_SAMPLED | 1])  # odd, so that it meets all features
+    # Where more than n exceed a guess, the largest are among them, and few numbers are left to be sorted.
+    for share in (1.25 * n / len(numbers), 2.5 * n / len(numbers), 1.0):
+        place = int(share * len(sample)) + 1
+        above = numbers[numbers > sample[-place]] if place < len(sample) else numbers
+        if len(above) > n:
+            break
+    found = np.partition(above, (len(above) - n - 1, len(above) - n))
+    return float(found[len(found) - n]), float(found[len(found) - n - 1])
+
+
 class Encoder(NamedTuple):
     """Weights that are multiplied to search: z = x W + bias, where the product alone may be coarse."""
 
