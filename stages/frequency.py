@@ -11,8 +11,8 @@ with fewer than `min_firings` firings on validation or test are left out of all 
 
 from collections.abc import Iterator
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -23,12 +23,13 @@ from pydantic import Field, PositiveInt
 from stages.lib.activations.store import open_store
 from stages.lib.concepts.labelled import Labelled, read_labelled, usable_concepts, with_concepts
 from stages.lib.concepts.labels import Concept, read_concepts
-from stages.lib.detectors.null import feature_null, offsets
+from stages.lib.detectors.null import offsets
+from stages.lib.features.counting import Counted, as_part, count
 from stages.lib.features.indicator import IndicatorParams
 from stages.lib.features.matching import stability
 from stages.lib.features.rates import Key, histogram, rate_rows
 from stages.lib.features.relation import Relation, decades, relation
-from stages.lib.features.table import FiringCounts, feature_table, matched_cosine, track
+from stages.lib.features.table import feature_table, matched_cosine
 from stages.lib.io import params
 from stages.lib.io.summary import Row, write_summary
 from stages.lib.io.tables import write_parquet
@@ -42,8 +43,6 @@ from stages.lib.sae.saved import load_sae
 from stages.lib.stats.intervals import resample_counts
 from stages.lib.stats.reliability import resolved
 
-BATCH = 8192
-"""Tokens at a time."""
 FIRINGS = ("n_firings", "n_firings_validation")
 TABLES = ("features", "histogram", "decades")
 
@@ -115,27 +114,28 @@ def prepare(own: FrequencyParams, arm: str, seeds: list[int]) -> Inputs:
     return Inputs(runs, validation, test, concepts, (in_validation, in_test), resamples)
 
 
-def count(inputs: Inputs, log: Log) -> dict[Key, FiringCounts]:
-    """The firings of all SAEs, in one pass over each split."""
-    validation, test = inputs.validation, inputs.test
-    d_vocab = int(max(validation.tokens.max(), test.tokens.max())) + 1
-    shape = (len(inputs.concepts), test.n_documents, d_vocab)
-    counts = {(run.level, run.seed): FiringCounts(load_sae(run.directory), *shape) for run in inputs.runs}
-    for part, add in ((validation, "add_validation"), (test, "add_test")):
-        for batch in part.batches(BATCH):
-            side_by_side(methodcaller(add, batch), counts.values(), device())
-            log.advance(len(batch.tokens))
-    return counts
+def count_all(inputs: Inputs, log: Log) -> dict[Key, Counted]:
+    """What the features of all SAEs do; the firings of one are in memory at a time, or of a few side by side."""
+    validation, test = as_part(inputs.validation), as_part(inputs.test)
+    d_vocab = int(max(inputs.validation.tokens.max(), inputs.test.tokens.max())) + 1
+    lock = Lock()
+
+    def count_one(run: Member) -> Counted:
+        found = count(load_sae(run.directory).to(device()), validation, test, d_vocab, inputs.shifts)
+        with lock:
+            log.advance()
+        return found
+
+    found = side_by_side(count_one, inputs.runs, device())
+    return {(run.level, run.seed): one for run, one in zip(inputs.runs, found, strict=True)}
 
 
-def describe_features(own: FrequencyParams, inputs: Inputs, counts: dict[Key, FiringCounts], key: Key) -> pd.DataFrame:
+def describe_features(own: FrequencyParams, inputs: Inputs, counted: dict[Key, Counted], key: Key) -> pd.DataFrame:
     """One row a feature of one SAE, and whether it is resolved."""
-    one = counts[key]
-    validation, test = (track(one, part, BATCH) for part in (inputs.validation, inputs.test))
-    null = feature_null(validation, test, *inputs.shifts)
+    one, null = counted[key]
     names = [concept.name for concept in inputs.concepts]
     table = feature_table(one, null, inputs.n_tokens(), inputs.resamples, names, own.n_rarefied)
-    others = [counts[other].sae.W_dec for other in counts if other[0] == key[0] and other != key]
+    others = [counted[other].counts.sae.W_dec for other in counted if other[0] == key[0] and other != key]
     enough = [resolved(table[column].to_numpy(), own.min_firings) for column in FIRINGS]
     return table.assign(
         stability=stability(one.sae.W_dec, others),
@@ -158,9 +158,10 @@ class Described(NamedTuple):
     tables: dict[str, pd.DataFrame]
 
 
-def describe(own: FrequencyParams, inputs: Inputs, counts: dict[Key, FiringCounts], key: Key) -> Described:
+def describe(own: FrequencyParams, inputs: Inputs, counted: dict[Key, Counted], key: Key) -> Described:
     """The summary and the tables of one SAE."""
-    table = describe_features(own, inputs, counts, key)
+    table = describe_features(own, inputs, counted, key)
+    counts = {other: one.counts for other, one in counted.items()}
     kept = table[table["resolved"]]
     generator = stream(own, "features", *key)
     rows = [
@@ -180,9 +181,9 @@ def main(arm: str) -> None:
     own, seeds = settings()
     keep_freed_memory()
     inputs = prepare(own, arm, seeds)
-    with Log(f"frequency@{arm}", total=len(inputs.validation) + len(inputs.test), unit="token") as log:
-        counts = count(inputs, log)
-        described = side_by_side(partial(describe, own, inputs, counts), counts, device())
+    with Log(f"frequency@{arm}", total=len(inputs.runs), unit="SAE") as log:
+        counted = count_all(inputs, log)
+    described = side_by_side(partial(describe, own, inputs, counted), counted, device())
     for name in TABLES:
         table = pd.concat([one.tables[name] for one in described], ignore_index=True)
         write_parquet(Path("data/frequency") / arm / f"{name}.parquet", table)

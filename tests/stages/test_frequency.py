@@ -13,6 +13,7 @@ from stages import frequency
 from stages.lib.activations.store import open_store
 from stages.lib.concepts.labelled import Batch, Labelled
 from stages.lib.concepts.labels import read_labels
+from stages.lib.features import counting
 from stages.lib.io.errors import UserError
 from stages.lib.io.files import read_json
 from stages.lib.language.windows import read_windows
@@ -218,7 +219,7 @@ def test_counts_in_batches_are_those_at_once(copy: Path, monkeypatch: pytest.Mon
             yield batch
 
     monkeypatch.setattr(Labelled, "batches", counted)
-    monkeypatch.setattr(frequency, "BATCH", 500)
+    monkeypatch.setattr(counting, "BATCH", 500)
     frequency.main("toy")
     assert max(sizes) == 500 and len(sizes) > 2 * 3000 // 500
     pd.testing.assert_frame_equal(features(), before, rtol=1e-6)

@@ -79,7 +79,7 @@ def _firing_parts(encode: Encode, x: Float[Tensor, "token d_in"]) -> Iterator[Fi
 
 def encoded_firings(encode: Encode, x: Float[Tensor, "token d_in"]) -> Firings:
     """Where features fire, without all their activations at once."""
-    return joined(_firing_parts(encode, x))
+    return listed(encode.active(x)) if isinstance(encode, SparseEncode) else joined(_firing_parts(encode, x))
 
 
 def largest(found: Firings, d_sae: int) -> Float[np.ndarray, " d_sae"]:

@@ -27,8 +27,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from stages.lib.concepts.labelled import in_first_half
+from stages.lib.features.counting import FiringCounts
 from stages.lib.features.matching import match
-from stages.lib.features.table import FiringCounts
 from stages.lib.io.summary import Row
 from stages.lib.stats.reliability import rate_agreement, resolved
 

@@ -1,4 +1,4 @@
-"""What each feature of an SAE does on the held-out splits: counted batch by batch, then one row a feature.
+"""What each feature of an SAE does on the held-out splits, one row a feature.
 
 A feature's concept is the one with the highest MCC at f > 0 on validation; everything about it is measured on test. The
 sensitivity measures choose their own concept by their own score on validation: a concept chosen by raw F1 and corrected
@@ -14,70 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.lib.concepts.labelled import Batch, Labelled
-from stages.lib.detectors.counts import Confusion, Table, f1, mcc
+from stages.lib.detectors.counts import Table, f1, mcc
 from stages.lib.detectors.coverage import always_on, corrected
-from stages.lib.detectors.firings import encoded_firings, level_of
-from stages.lib.detectors.null import Track
+from stages.lib.features.counting import FiringCounts
 from stages.lib.features.matching import match
-from stages.lib.features.specialisation import Tally, plugin_entropy, purity, rarefied_entropy
-from stages.lib.run.machine import device
-from stages.lib.sae.saved import SAE, Encoder
+from stages.lib.features.specialisation import plugin_entropy, purity, rarefied_entropy
 from stages.lib.stats.reliability import rates
-
-
-class FiringCounts:
-    """The firings of one SAE; memory grows with documents and token ids, not with tokens."""
-
-    def __init__(self, sae: SAE, n_concepts: int, n_documents: int, d_vocab: int) -> None:
-        self.sae = sae.to(device())
-        self.encode = Encoder(self.sae)
-        self._validation = Confusion(sae.d_sae, n_concepts, n_levels=1)
-        self._test = Confusion(sae.d_sae, n_concepts, n_levels=1)
-        self.validation_maximum = np.zeros(sae.d_sae, np.float32)
-        self.tally = Tally(sae.d_sae, d_vocab)
-        self.by_document: npt.NDArray[np.int64] = np.zeros((n_documents, sae.d_sae), np.int64)
-        """Test firings, [document, feature]."""
-        self.above_tenth: npt.NDArray[np.int64] = np.zeros(sae.d_sae, np.int64)
-        """Test firings above a tenth of the feature's maximum on validation."""
-
-    def add_validation(self, batch: Batch) -> None:
-        """Count a validation batch."""
-        found = encoded_firings(self.encode, batch.x)
-        np.maximum.at(self.validation_maximum, found.feature, found.activation)
-        self._validation.add(found.row, found.feature, None, batch.labels)
-
-    def add_test(self, batch: Batch) -> None:
-        """Count a test batch; all of validation comes first."""
-        found = encoded_firings(self.encode, batch.x)
-        d_sae = self.sae.d_sae
-        self._test.add(found.row, found.feature, None, batch.labels)
-        self.tally.add(found, batch.tokens)
-        cell = batch.documents[found.row] * d_sae + found.feature
-        self.by_document += np.bincount(cell, minlength=self.by_document.size).reshape(self.by_document.shape)
-        high = level_of(found.activation, self.validation_maximum[found.feature]) >= 1
-        self.above_tenth += np.bincount(found.feature[high], minlength=d_sae)
-
-    def validation(self) -> Table:
-        """The counts on validation."""
-        return self._validation.table()
-
-    def test(self) -> Table:
-        """The counts on test."""
-        return self._test.table()
-
-
-def track(counts: FiringCounts, part: Labelled, batch: int) -> Track:
-    """Where the features fire on a part with the labels of its tokens, encoded `batch` tokens at a time; no levels."""
-    rows, features = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    first = 0
-    for some in part.batches(batch):
-        found = encoded_firings(counts.encode, some.x)
-        rows.append(found.row + np.int32(first))
-        features.append(found.feature)
-        first += len(some.tokens)
-    row, feature = np.concatenate(rows), np.concatenate(features)
-    return Track(row, feature, np.zeros(len(row), np.uint8), part.labels, counts.sae.d_sae)
 
 
 def matched_cosine(

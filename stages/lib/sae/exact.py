@@ -30,8 +30,8 @@ from stages.lib.run.parallel import over_rows
 from stages.lib.sae.exact_loops import FLOAT32, SLACK, centre, pack, search
 from stages.lib.sae.selection import Active
 
-N_NUMBERS = 2**19
-"""Products searched at a time: those of bfloat16 stay in the processor's cache."""
+N_NUMBERS = 2**20
+"""Products searched at a time: those of bfloat16 fit into the cache of a core, and each part costs some time."""
 LEAST_ROWS = 256
 """Tokens multiplied at a time at least, however many features there are: with fewer, reading the weights takes over."""
 UNDERFLOW = 2.0**-60
