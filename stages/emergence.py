@@ -10,7 +10,7 @@ between checkpoints (`stages.lib.emergence.censoring`); F1 of every concept at e
 are observations and license no "drives".
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, NamedTuple
@@ -153,19 +153,19 @@ def tables(own: EmergenceParams, inputs: Inputs, followed: list[Followed]) -> di
     names = [concept.name for concept in inputs.concepts]
     by_concept = drivers.properties(inputs.concepts, inputs.parts, inputs.samples["fit"])
     by_concept["family"] = families(label_correlation(inputs.samples["fit"].labels), own.family_phi)
-    times = _stacked(concept_times.time_table(one, names, own.min_final) for one in followed)
+
+    def by_sae(table: Callable[[Followed], pd.DataFrame]) -> pd.DataFrame:
+        return pd.concat(side_by_side(table, followed), ignore_index=True)
+
+    times = by_sae(lambda one: concept_times.time_table(one, names, own.min_final))
     return {
-        "trajectories": _stacked(feature_table(one, followed, names, own.min_firings) for one in followed),
-        "concepts": _stacked(concept_table(one, names) for one in followed),
-        "checkpoints": _stacked(checkpoint_table(one, own.min_firings, own.settled_cosine) for one in followed),
+        "trajectories": by_sae(lambda one: feature_table(one, followed, names, own.min_firings)),
+        "concepts": by_sae(lambda one: concept_table(one, names)),
+        "checkpoints": by_sae(lambda one: checkpoint_table(one, own.min_firings, own.settled_cosine)),
         "emergence": times,
         "drivers": concept_times.mean_times(times, by_concept),
         "survival": concept_times.survival_table(times, by_concept),
     }
-
-
-def _stacked(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(list(parts), ignore_index=True)
 
 
 def summarise(own: EmergenceParams, followed: list[Followed], found: dict[str, pd.DataFrame]) -> list[Row]:

@@ -75,6 +75,11 @@ def test_relative_movement() -> None:
     assert t.relative_movement(start, start[::-1]) == pytest.approx(np.sqrt(2))
 
 
+def test_coherence_is_over_pairs_of_different_features() -> None:
+    # Cosines 0, -0.6 and 0.8.
+    assert t.coherence(np.array([[1.0, 0], [0, 1], [-0.6, 0.8]])) == pytest.approx((0 + 0.6 + 0.8) / 3)
+
+
 def test_births_and_deaths() -> None:
     alive = np.array([[0, 1, 1], [1, 1, 0], [0, 1, 1]], dtype=bool)
     assert t.births(alive).tolist() == [[True, False, False], [False, False, True]]

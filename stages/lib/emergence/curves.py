@@ -13,13 +13,14 @@ from torch import Tensor
 
 from stages.lib.detectors.counts import Choice, Confusion, Table, f1, mcc
 from stages.lib.detectors.coverage import chance_level
-from stages.lib.detectors.firings import Firings, encoded_firings, joined, largest, level_of, listed
+from stages.lib.detectors.firings import Firings, encoded_firings, largest, level_of, listed
 from stages.lib.detectors.label_sums import Members, Words, detector_counts, in_words, members
 from stages.lib.detectors.null import Track, concept_null, offsets
 from stages.lib.sae.saved import SAE, Encoder
+from stages.lib.sae.selection import Active
 
 BLOCK = 2048
-"""Tokens encoded at a time."""
+"""Tokens decoded at a time."""
 
 
 class Sample(NamedTuple):
@@ -36,6 +37,8 @@ class Sample(NamedTuple):
     """`sum ||x - mean x||^2`, in float64."""
     words: Words
     """The labels in the form in which they add up fastest, made once for all checkpoints."""
+    positives: np.ndarray
+    """Tokens with each concept."""
 
     def halves(self) -> tuple[slice, slice]:
         """The tokens of each half."""
@@ -45,7 +48,7 @@ class Sample(NamedTuple):
 def make_sample(x: Float[Tensor, "token d_in"], labels: Bool[np.ndarray, "token concept"], n_first: int) -> Sample:
     """A sample with what all checkpoints need of it."""
     variation = float((x - x.double().mean(dim=0)).square().sum())
-    return Sample(x, labels, n_first, variation, in_words(labels))
+    return Sample(x, labels, n_first, variation, in_words(labels), labels.sum(axis=0))
 
 
 class Shifts(NamedTuple):
@@ -123,28 +126,33 @@ class Scores(NamedTuple):
     l0: float
 
 
+def squared_error(sae: SAE, x: Float[Tensor, "token d_in"], active: Active) -> float:
+    """`sum ||x - x_hat||^2`, decoded a few tokens at a time and added up in float64."""
+    error = 0.0
+    for start in range(0, len(x), BLOCK):
+        part = x[start : start + BLOCK]
+        first = active.first[start : start + len(part) + 1]
+        own = slice(int(first[0]), int(first[-1]))
+        x_hat = sae.decode_active(Active(first - first[0], active.feature[own], active.value[own]))
+        error += float(x_hat.sub_(part).square_().sum(dim=1).double().sum())
+    return error
+
+
 def score(
     sae: SAE, sample: Sample, choices: list[Choice], maximum: Float[np.ndarray, " d_sae"]
 ) -> tuple[Scores, Track]:
     """F1 of the chosen detectors, FVU and L0; and the firings that they are from.
 
-    `FVU = sum ||x - x_hat||^2 / sum ||x - mean x||^2` over the sample; errors are added up in float64.
+    `FVU = sum ||x - x_hat||^2 / sum ||x - mean x||^2` over the sample.
     """
-    error, parts, encode = 0.0, [], Encoder(sae)
-    for start in range(0, len(sample.x), BLOCK):
-        x = sample.x[start : start + BLOCK]
-        active = encode.active(x)
-        error += float((x - sae.decode_active(active)).square().sum(dim=1).double().sum())
-        part = listed(active)
-        parts.append(part._replace(row=part.row + np.int32(start)))
-    fired = joined(parts)
+    active = Encoder(sae).active(sample.x)
+    error, fired = squared_error(sae, sample.x, active), listed(active)
     order = members(np.arange(len(fired.row)), fired.feature, sae.d_sae)
     level_by_firing = level_of(fired.activation, maximum[fired.feature])
     level = level_by_firing[order.row]
     keys, labels = Members(order.first, fired.row[order.row]), sample.words
-    positives = sample.labels.sum(axis=0)
     counts = [detector_counts(choice.feature, choice.level, keys, level, labels) for choice in choices]
-    scores = [f1(both, n_fired, positives) for both, n_fired in counts]
+    scores = [f1(both, n_fired, sample.positives) for both, n_fired in counts]
     track = Track(fired.row, fired.feature, level_by_firing, sample.labels, sae.d_sae)
     return Scores(scores, error / sample.variation, len(fired.row) / len(sample.x)), track
 

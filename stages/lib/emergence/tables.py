@@ -9,7 +9,7 @@ from stages.lib.emergence import trajectories
 from stages.lib.emergence.censoring import crossing, persistent, share_by
 from stages.lib.emergence.checkpoints import Followed
 from stages.lib.emergence.curves import churn
-from stages.lib.features.clusters import effective_rank, spread
+from stages.lib.features.clusters import effective_rank
 from stages.lib.features.matching import match
 
 
@@ -76,7 +76,6 @@ def checkpoint_table(followed: Followed, min_firings: int, settled_cosine: float
     moved = {name: np.array([np.nan, *(getattr(one, name) if one else np.nan for one in changes)])
              for name in ("observed", "null")}  # fmt: skip
     n_born, n_died = trajectories.births(alive).sum(axis=1), trajectories.deaths(alive).sum(axis=1)
-    cosines = [spread(directions) for directions in followed.directions]
     settled, _ = settling(followed, settled_cosine)
     return pd.DataFrame(_keys(followed) | {
         "step": followed.steps, "tokens": followed.tokens, "fvu": followed.fvu, "l0": followed.l0,
@@ -84,7 +83,7 @@ def checkpoint_table(followed: Followed, min_firings: int, settled_cosine: float
         "coverage": followed.f1.mean(axis=1), "cc_coverage": followed.cc_f1().mean(axis=1),
         "f1_chance": followed.f0.mean(axis=1),
         "effective_rank": [effective_rank(directions) for directions in followed.directions],
-        "coherence": [one.mean_absolute for one in cosines],
+        "coherence": [trajectories.coherence(directions) for directions in followed.directions],
         "settled_fraction": share_by(settled, len(followed.steps)),
         "churn": moved["observed"], "churn_null": moved["null"], "churn_excess": moved["observed"] - moved["null"],
     })  # fmt: skip

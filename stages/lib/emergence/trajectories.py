@@ -20,6 +20,12 @@ def cosine_to(
     return np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), 0)
 
 
+def coherence(directions: Float[np.ndarray, "d_sae d_in"]) -> float:
+    """The mean |cosine| of all pairs of different features, of unit directions: `c_dec` (Chanin 2025)."""
+    cosines = directions @ directions.T
+    return float(np.abs(cosines[~np.eye(len(directions), dtype=bool)]).mean())
+
+
 def angles(a: Float[np.ndarray, "*row d_in"], b: Float[np.ndarray, "*row d_in"]) -> Float[np.ndarray, "*row"]:
     """The angle between the unit vectors of two arrays, in radians: `2 atan2(|a - b|, |a + b|)`.
 
