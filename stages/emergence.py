@@ -151,8 +151,9 @@ def follow_all(own: EmergenceParams, inputs: Inputs, log: Log) -> list[Followed]
 def tables(own: EmergenceParams, inputs: Inputs, followed: list[Followed]) -> dict[str, pd.DataFrame]:
     """What is written in full, the seeds one below the other."""
     names = [concept.name for concept in inputs.concepts]
-    by_concept = drivers.properties(inputs.concepts, inputs.parts, inputs.samples["fit"])
-    by_concept["family"] = families(label_correlation(inputs.samples["fit"].labels), own.family_phi)
+    phi = label_correlation(inputs.samples["fit"].labels)
+    by_concept = drivers.properties(inputs.concepts, inputs.parts, inputs.samples["fit"], phi)
+    by_concept["family"] = families(phi, own.family_phi)
 
     def by_sae(table: Callable[[Followed], pd.DataFrame]) -> pd.DataFrame:
         return pd.concat(side_by_side(table, followed), ignore_index=True)

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from stages.lib.emergence import drivers
+from stages.lib.emergence.families import label_correlation
 from stages.lib.io.errors import UserError
 
 
@@ -20,7 +21,7 @@ def test_contrast_by_hand() -> None:
 
 def test_redundancy_is_with_more_prevalent_concepts() -> None:
     labels = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 1, 0]], bool)
-    got = drivers.redundancy(labels)
+    got = drivers.redundancy(label_correlation(labels), labels.mean(axis=0))
     assert got[0] == 0
     assert got[1] == pytest.approx(stats.pearsonr(labels[:, 0], labels[:, 1]).statistic)
 

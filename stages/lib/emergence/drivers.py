@@ -65,11 +65,11 @@ def contrast(x: Float[np.ndarray, "token d_in"], labels: Bool[np.ndarray, "token
     return Contrast(np.sqrt(power), prevalence * (1 - prevalence) * power, power / (within / n))
 
 
-def redundancy(labels: Bool[np.ndarray, "token concept"]) -> Float[np.ndarray, " concept"]:
+def redundancy(
+    phi: Float[np.ndarray, "concept concept"], prevalence: Float[np.ndarray, " concept"]
+) -> Float[np.ndarray, " concept"]:
     """The largest |phi| of each concept with a more prevalent one; 0 for the most prevalent."""
-    phi = np.abs(np.corrcoef(labels.T.astype(np.float32)))
-    prevalence = labels.mean(axis=0)
-    return np.asarray(np.where(prevalence[None, :] > prevalence[:, None], phi, 0).max(axis=1))
+    return np.asarray(np.where(prevalence[None, :] > prevalence[:, None], np.abs(phi), 0).max(axis=1))
 
 
 class Ids(NamedTuple):
@@ -98,20 +98,25 @@ def lexicality(fit: Ids, validation: Ids, test: Ids, d_vocab: int) -> Float[np.n
     return np.asarray(f1(both, fired, together.sum(axis=0)), dtype=np.float64)
 
 
-def properties(concepts: Sequence[Concept], parts: Mapping[str, Labelled], fit: Sample) -> pd.DataFrame:
-    """One row a concept with what could make it emerge early; `fit` is the part of that name with its activations."""
-    apart = contrast(fit.x.numpy(), fit.labels)
+def properties(
+    concepts: Sequence[Concept], parts: Mapping[str, Labelled], fit: Sample, phi: Float[np.ndarray, "concept concept"]
+) -> pd.DataFrame:
+    """One row a concept with what could make it emerge early.
+
+    `fit` is the part of that name with its activations, `phi` the correlation of its labels.
+    """
+    apart, prevalence = contrast(fit.x.numpy(), fit.labels), fit.labels.mean(axis=0)
     d_vocab = 1 + max(int(part.tokens.max()) for part in parts.values())
     ids = {split: Ids(part.tokens, part.labels) for split, part in parts.items()}
     return pd.DataFrame({
         "concept": [concept.name for concept in concepts],
         "kind": [concept.kind for concept in concepts],
-        "prevalence": fit.labels.mean(axis=0),
+        "prevalence": prevalence,
         "magnitude": apart.magnitude,
         "variance_share": apart.variance_share,
         "separability": apart.separability,
         "lexicality": lexicality(ids["fit"], ids["validation"], ids["test"], d_vocab),
-        "redundancy": redundancy(fit.labels),
+        "redundancy": redundancy(phi, prevalence),
     })  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from scipy.spatial.distance import squareform
 
 def label_correlation(labels: Bool[np.ndarray, "token concept"]) -> Float[np.ndarray, "concept concept"]:
     """The correlation of every pair of concepts, each of which is on at some tokens and off at others."""
-    together = labels.astype(np.float32).T @ labels.astype(np.float32)  # counts below 2 ** 24, exact
+    on = labels.astype(np.float32)
+    together = on.T @ on  # counts below 2 ** 24, exact
     n, p = len(labels), labels.mean(axis=0)
     spread = np.sqrt(p * (1 - p))
     return np.asarray((together.astype(np.float64) / n - np.outer(p, p)) / np.outer(spread, spread))
