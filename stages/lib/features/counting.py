@@ -12,10 +12,18 @@ from stages.lib.detectors.firings import Encode, Firings, encoded_firings, joine
 from stages.lib.detectors.label_sums import Words, in_words
 from stages.lib.detectors.null import Track, feature_null
 from stages.lib.features.specialisation import Tally
+from stages.lib.run.parallel import compiled
 from stages.lib.sae.saved import SAE, Encoder
 
 BATCH = 8192
 """Tokens read at a time."""
+
+
+@compiled
+def _add_pairs(counts: np.ndarray, documents: np.ndarray, row: np.ndarray, feature: np.ndarray) -> None:
+    """Add each firing to the count of its document and feature."""
+    for p in range(row.shape[0]):
+        counts[documents[row[p]], feature[p]] += 1
 
 
 class FiringCounts:
@@ -44,8 +52,7 @@ class FiringCounts:
         d_sae = self.sae.d_sae
         self._test.add(found.row, found.feature, None, labels)
         self.tally.add(found, tokens)
-        cell = documents[found.row] * d_sae + found.feature
-        self.by_document += np.bincount(cell, minlength=self.by_document.size).reshape(self.by_document.shape)
+        _add_pairs(self.by_document, documents, found.row, found.feature)
         high = level_of(found.activation, self.validation_maximum[found.feature]) >= 1
         self.above_tenth += np.bincount(found.feature[high], minlength=d_sae)
 

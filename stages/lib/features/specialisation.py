@@ -16,11 +16,46 @@ Each naive measure has a frequency artefact, and each has its remedy here:
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import csr_matrix
 from scipy.special import gammaln
 
 from stages.lib.detectors.coverage import corrected
 from stages.lib.detectors.firings import Firings
+from stages.lib.detectors.label_sums import members
+from stages.lib.run.parallel import compiled
+
+
+@compiled
+def _add_powers(
+    feature: np.ndarray, activation: np.ndarray, n_firings: np.ndarray, maximum: np.ndarray, power_sums: np.ndarray
+) -> None:
+    """Add each firing, and its activation to the powers 1 to 4, to the sums of its feature."""
+    for p in range(feature.shape[0]):
+        i, own, power = feature[p], activation[p], 1.0
+        n_firings[i] += 1
+        maximum[i] = max(maximum[i], own)
+        for q in range(power_sums.shape[0]):
+            power *= own
+            power_sums[q, i] += power
+
+
+@compiled
+def _count_ids(
+    first: np.ndarray, ids: np.ndarray, counts: np.ndarray, starts: np.ndarray, found: np.ndarray, times: np.ndarray
+) -> None:
+    """Write which ids each feature's firings have, ascending, and how often; `counts` is zeros, one for each id."""
+    for i in range(first.shape[0] - 1):
+        begin = end = starts[i]
+        for p in range(first[i], first[i + 1]):
+            if counts[ids[p]] == 0:
+                found[end] = ids[p]
+                end += 1
+            counts[ids[p]] += 1
+        found[begin:end].sort()
+        for q in range(begin, end):
+            times[q] = counts[found[q]]
+            counts[found[q]] = 0
+        starts[i + 1] = end
 
 
 class Tally:
@@ -35,16 +70,13 @@ class Tally:
 
     def add(self, firings: Firings, tokens: Int[np.ndarray, " token"]) -> None:
         """Count a batch; `tokens` are the ids of its rows."""
-        d_sae = len(self.n_firings)
-        self.n_firings += np.bincount(firings.feature, minlength=d_sae)
-        np.maximum.at(self.maximum, firings.feature, firings.activation)
-        power = np.ones(len(firings.activation))
-        for sums in self._power_sums:
-            power = power * firings.activation
-            sums += np.bincount(firings.feature, power, d_sae)
-        ones = np.ones(len(firings.row), np.int32)
-        where = (firings.feature, tokens[firings.row])
-        self.tokens = self.tokens + coo_matrix((ones, where), self.tokens.shape).tocsr()
+        (d_sae, d_vocab), n = self.tokens.shape, len(firings.row)
+        _add_powers(firings.feature, firings.activation, self.n_firings, self.maximum, self._power_sums)
+        by_feature = members(firings.row, firings.feature, d_sae)
+        ids, starts = tokens.astype(np.int32)[by_feature.row], np.zeros(d_sae + 1, np.int64)
+        found, times = np.empty(n, np.int32), np.empty(n, np.int32)
+        _count_ids(by_feature.first, ids, np.zeros(d_vocab, np.int32), starts, found, times)
+        self.tokens = self.tokens + csr_matrix((times[: starts[-1]], found[: starts[-1]], starts), self.tokens.shape)
 
     def mean(self) -> Float[np.ndarray, " d_sae"]:
         """The mean of f given f > 0; NaN for features that never fired."""

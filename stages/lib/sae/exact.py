@@ -117,7 +117,7 @@ def _found(
     over_rows(centre, x, encoder.b_dec, centred, memory.rounded.view(torch.int16).numpy(), length, lost)
     torch.mm(memory.factor[:n], encoder.W, out=memory.products[:n])
     # A group of columns for every few of the features that are likely to be active.
-    n_groups = min(d_sae, 1 << (3 * k).bit_length()) if k else max(1, d_sae // 8)
+    n_groups = min(d_sae, max(64, 1 << (4 * k).bit_length())) if k else max(1, d_sae // 8)
     inputs = (centred, length, encoder.rows, encoder.biases_for(length, lost))
     over_rows(search, memory.bits[:n], (k, n_groups), *inputs, counts, memory.feature, memory.value)
     first = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
