@@ -5,9 +5,9 @@ out: data/interpret/<arm> (`concepts`, `baselines`, `probes`, all .parquet), rep
 
 Coverage and its corrections are defined in `stages.lib.detectors.coverage`: detectors are chosen on validation and
 scored on test; intervals resample test documents. A level's chance level comes from the shifts of all its seeds, which
-are repeats of one another; seeds that have the followed level alone are scored against the same. Beside the SAEs stand
-k-sparse probes (`stages.lib.detectors.probes`) and what `stages.baselines` found without an SAE, which is given once,
-for the first seed and the level that training follows, and is corrected by that level's chance.
+are repeats of one another; seeds that have the followed level alone are scored against the same. Beside them stand
+`stages.lib.detectors.sparse_probes` and what `stages.baselines` found without an SAE, which is given once, for the
+first seed and the level that training follows, and is corrected by that level's chance.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,10 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PositiveInt
+from scipy.sparse import csr_array
 
 from stages.lib.activations.store import open_store
+from stages.lib.detectors import sparse_probes
 from stages.lib.detectors.choose import Detected, DetectionParams, choose_and_score
 from stages.lib.detectors.coverage import Features, chance_level
 from stages.lib.detectors.sample import (
@@ -33,14 +35,6 @@ from stages.lib.detectors.sample import (
     stream,
 )
 from stages.lib.detectors.saved_baselines import Baselines, identity, read_baselines
-from stages.lib.detectors.sparse_probes import (
-    Probed,
-    SparseProbes,
-    dense_auroc,
-    draw_probed,
-    fit_sparse_probes,
-    largest_differences,
-)
 from stages.lib.detectors.tables import Judged, Key, ProbeScores, basis_table, concept_table, probe_table, summary_rows
 from stages.lib.io import params
 from stages.lib.io.errors import UserError
@@ -84,7 +78,7 @@ class Inputs(NamedTuple):
     saes: dict[Key, SAE]
     parts: Parts
     sample: Sample
-    probed: Probed
+    probed: sparse_probes.Probed
     baselines: Baselines
     at: Key
     """The level that training follows, and the first seed."""
@@ -115,30 +109,30 @@ def prepare(settings: Settings, arm: str) -> Inputs:
     generator = stream(own.seed, "draw")
     # As many shifts for each seed, which share those of a level.
     sample = draw_sample(parts, -(-own.n_shifts // len(seeds)) * len(seeds), generator)
-    probed = draw_probed(sample, own.n_examples, generator)
+    probed = sparse_probes.draw_probed(sample, own.n_examples, generator)
     followed = followed_members(arm, seeds[:1])[0]
     return Inputs(saes, parts, sample, probed, baselines, Key(followed.level, followed.seed), seeds)
 
 
 class Learnt(NamedTuple):
-    """The features of an SAE before detectors are chosen, and the probes of a few of them, by their number."""
+    """The features of an SAE before detectors are chosen, and the probes of a few of them, if concepts are probed."""
 
     features: Features
-    probes: dict[int, SparseProbes]
+    probes: sparse_probes.SparseProbes | None
 
 
 def learn(own: InterpretParams, inputs: Inputs) -> dict[Key, Learnt]:
     """What is learnt of each SAE on the sample of `fit`: the maxima and the probes."""
     sample, probed = inputs.sample, inputs.probed
-    labels = sample.part["fit"].labels[:, probed.columns]
+    labels = csr_array(sample.part["fit"].labels[:, probed.columns])
 
     def learn_one(key: Key) -> Learnt:
         sae = inputs.saes[key]
         features, found = candidates(Encoder(sae.to(device())), sae.d_sae, sample)
         if not len(probed.columns):
-            return Learnt(features, {})
-        ranked = largest_differences(found, labels, max(own.k), sae.d_sae)
-        return Learnt(features, fit_sparse_probes(found, ranked, probed.fit, own.k, own.l2))
+            return Learnt(features, None)
+        ranked = sparse_probes.largest_differences(found, labels, max(own.k), sae.d_sae)
+        return Learnt(features, sparse_probes.fit_sparse_probes(found, ranked, probed.fit, own.k, own.l2))
 
     return dict(zip(inputs.saes, side_by_side(learn_one, inputs.saes, device()), strict=True))
 
@@ -150,9 +144,8 @@ def nulls(inputs: Inputs, learnt: dict[Key, Learnt]) -> dict[int, npt.NDArray[np
     def null_of(key: Key) -> npt.NDArray[np.float64]:
         return shifted(learnt[key].features, inputs.sample, slice(seeds.index(key.seed), None, len(seeds)))
 
-    found = dict(zip(keys, side_by_side(null_of, keys), strict=True))
-    levels = dict.fromkeys(key.level for key in keys)
-    return {level: np.concatenate([null for key, null in found.items() if key.level == level]) for level in levels}
+    found = [*zip(keys, side_by_side(null_of, keys), strict=True)]
+    return {at: np.concatenate([null for key, null in found if key.level == at]) for at in {key.level for key in keys}}
 
 
 def probe_scores(inputs: Inputs, learnt: dict[Key, Learnt]) -> list[ProbeScores]:
@@ -162,25 +155,24 @@ def probe_scores(inputs: Inputs, learnt: dict[Key, Learnt]) -> list[ProbeScores]
         return []
 
     def score_one(key: Key) -> list[ProbeScores]:
-        found = learnt[key].features.sampled("test")
-        return [ProbeScores(*key, k, one.aurocs(found, probed.test)) for k, one in learnt[key].probes.items()]
+        features, probes = learnt[key]
+        assert probes is not None, "there are probed concepts"
+        return [ProbeScores(*key, *one) for one in probes.aurocs(features.sampled("test"), probed.test).items()]
 
-    dense = ProbeScores(*inputs.at, None, dense_auroc(inputs.baselines.probe, inputs.sample, probed))
+    dense = ProbeScores(*inputs.at, None, sparse_probes.dense_auroc(inputs.baselines.probe, inputs.sample, probed))
     return [dense, *(one for some in side_by_side(score_one, learnt) for one in some)]
 
 
 def judge(own: InterpretParams, inputs: Inputs, advance: Callable[[int], None]) -> Judged:
     """The results of the SAEs beside those of the baselines; `advance` is told of the tokens that are done."""
     learnt, test = learn(own, inputs), inputs.parts.whole["test"]
-    resamples = document_resamples(test, own.n_resamples, own.seed)
     features = {key: one.features for key, one in learnt.items()}
-    scores = choose_and_score(features, inputs.parts, resamples, advance)
+    scores = choose_and_score(features, inputs.parts, document_resamples(test, own.n_resamples, own.seed), advance)
     prevalence: npt.NDArray[np.float64] = test.labels.mean(0)
     chance = {level: chance_level(prevalence, null) for level, null in nulls(inputs, learnt).items()}
     saes = {key: Detected(found, chance[key.level], features[key].choice) for key, found in scores.items()}
-    level = saes[inputs.at].chance
     baselines = {
-        name: one if one.chance is not None else one._replace(chance=level)
+        name: one if one.chance is not None else one._replace(chance=chance[inputs.at.level])
         for name, one in inputs.baselines.detected.items()
     }
     return Judged(saes, baselines, probe_scores(inputs, learnt), inputs.parts.concepts, prevalence, inputs.at)

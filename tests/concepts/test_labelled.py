@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.lib.activations.store import open_store
-from stages.lib.concepts.labelled import Labelled, frequent_concepts, in_first_half, read_labelled
+from stages.lib.concepts.labelled import Labelled, frequent_concepts, in_first_half, read_labelled, shared_batches
 from stages.lib.io.errors import UserError
 from tests import toy_concepts
 
@@ -43,3 +43,15 @@ def test_a_frequent_concept_is_present_and_absent_often_in_every_part(part: Labe
     assert frequent_concepts([rare], 4).tolist() == [0, 1, 2]
     with pytest.raises(UserError, match=r"no concept has 6 tokens in each part \(the most frequent of 3 has \d+\)"):
         frequent_concepts([rare], 6)
+
+
+@pytest.mark.parametrize("size", [1, 64, 10**6])
+def test_shared_batches_have_the_tokens_of_both_parts_once(part: Labelled, size: int) -> None:
+    one, other = (read_labelled(part.store, "test", n, np.random.default_rng(n)) for n in (300, 120))
+    batches = [*shared_batches(one, other, size)]
+    assert torch.equal(torch.cat([batch.batch.x for batch in batches]), one.x())
+    assert np.array_equal(np.concatenate([batch.batch.labels for batch in batches]), one.labels)
+    assert torch.equal(torch.cat([batch.x[batch.other_places] for batch in batches]), other.x())
+    before = np.cumsum([0, *(len(batch.other_places) for batch in batches)])
+    assert [batch.first for batch in batches] == before[:-1].tolist()
+    assert sum(len(batch.x) for batch in batches) == len(np.union1d(one.rows, other.rows))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from stages.lib.detectors.coverage import always_on, averages, bases, chance_level, corrected
+from stages.lib.detectors.coverage import always_on, at_places, averages, bases, chance_level, corrected
+from stages.lib.detectors.firings import firings
 from stages.lib.detectors.null import concept_null, offsets, record
 from tests.toy_concepts import runs
 
@@ -111,3 +112,13 @@ def test_bases_have_both_signs_and_the_largest_variance() -> None:
     projected = found["pca"].encode(x)
     assert projected[:, :2].square().sum() + projected[:, 2:].square().sum() >= z.square().sum()
     assert bases(x, 99)["pca"].encode(x).shape == (500, 10)
+
+
+def test_firings_at_places_are_those_of_these_rows() -> None:
+    acts = torch.from_numpy(np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)).clamp_min(0)
+    for places in (np.arange(9), np.array([1, 2, 7]), np.array([], np.int64)):
+        expected = firings(acts[places])
+        found = at_places(firings(acts), places, 9, 5)
+        assert np.array_equal(found.row, expected.row + 5)
+        assert np.array_equal(found.feature, expected.feature)
+        assert np.array_equal(found.activation, expected.activation)

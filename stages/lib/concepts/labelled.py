@@ -159,4 +159,4 @@ def frequent_concepts(parts: Collection[Labelled], min_positives: int) -> npt.ND
 
 def with_concepts(part: Labelled, concepts: npt.NDArray[np.int64]) -> Labelled:
     """The part with some of the concepts."""
-    return replace(part, labels=np.ascontiguousarray(part.labels[:, concepts]))
+    return replace(part, labels=np.take(part.labels, concepts, axis=1))

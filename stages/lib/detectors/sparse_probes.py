@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from stages.lib.detectors.firings import Firings
@@ -73,34 +74,49 @@ def draw_probed(sample: Sample, n_examples: int, generator: np.random.Generator)
 
 @compiled
 def _add_activations(
-    row: np.ndarray, feature: np.ndarray, activation: np.ndarray, labels: np.ndarray, sums: np.ndarray
-) -> None:
+    row: np.ndarray, feature: np.ndarray, activation: np.ndarray, first: np.ndarray, concept: np.ndarray,
+    sums: np.ndarray,
+) -> None:  # fmt: skip
     for p in range(row.shape[0]):
-        a, i, r = np.float64(activation[p]), feature[p], row[p]
-        for c in range(labels.shape[1]):
-            sums[i, c] += a * labels[r, c]
+        a, i = np.float64(activation[p]), feature[p]
+        for q in range(first[row[p]], first[row[p] + 1]):
+            sums[i, concept[q]] += a
 
 
-def largest_differences(
-    found: Firings, labels: Bool[np.ndarray, "token concept"], k: int, d_sae: int
-) -> Int[Tensor, "concept k"]:
-    """The k features whose mean differs most between positives and negatives of each concept."""
+def largest_differences(found: Firings, labels: csr_array, k: int, d_sae: int) -> Int[Tensor, "concept k"]:
+    """The k features whose mean differs most between positives and negatives of each concept.
+
+    Labels are [token, concept]; most are absent, and what is absent takes no time.
+    """
     inside = np.zeros((d_sae, labels.shape[1]))
-    _add_activations(*found, labels.view(np.uint8), inside)
-    n, total = labels.sum(0), np.bincount(found.feature, found.activation, d_sae)
-    difference = inside / n - (total[:, None] - inside) / (len(labels) - n)
+    _add_activations(*found, labels.indptr, labels.indices, inside)
+    n = np.bincount(labels.indices, minlength=labels.shape[1])
+    total = np.bincount(found.feature, found.activation, d_sae)
+    difference = inside / n - (total[:, None] - inside) / (labels.shape[0] - n)
     return torch.from_numpy(np.abs(difference)).topk(k, dim=0).indices.T
+
+
+@compiled
+def _gather(acts: np.ndarray, column: np.ndarray, rows: np.ndarray, inputs: np.ndarray) -> None:
+    # Feature by feature: a feature's activations stay in the processor's cache, those of all would not.
+    for c in range(column.shape[0]):
+        for j in range(column.shape[1]):
+            own = acts[column[c, j]]
+            for e in range(rows.shape[1]):
+                inputs[c, e, j] = own[rows[c, e]]
 
 
 def _inputs(found: Firings, ranked: Int[Tensor, "concept k"], examples: Examples) -> Float[Tensor, "concept example k"]:
     """The activations of each concept's features on its examples."""
     used, place = np.unique(ranked.numpy(), return_inverse=True)
-    column = np.full(1 + max(used[-1], found.feature.max(initial=0)), len(used))
-    column[used] = np.arange(len(used))
-    wanted = column[found.feature] < len(used)
+    number = np.zeros(1 + max(int(used[-1]), int(found.feature.max(initial=0))), np.int32)
+    number[used] = np.arange(1, 1 + len(used))
+    wanted = number[found.feature] > 0
     acts = np.zeros((len(used), 1 + max(examples.rows.max(), found.row.max(initial=0))), np.float32)
-    acts[column[found.feature[wanted]], found.row[wanted]] = found.activation[wanted]
-    return torch.from_numpy(acts[place.reshape(ranked.shape)[:, None, :], examples.rows[:, :, None]])
+    acts[number[found.feature[wanted]] - 1, found.row[wanted]] = found.activation[wanted]
+    inputs = np.empty((*examples.rows.shape, ranked.shape[1]), np.float32)
+    _gather(acts, place.reshape(ranked.shape), examples.rows, inputs)
+    return torch.from_numpy(inputs)
 
 
 def fit_sparse(
@@ -112,32 +128,30 @@ def fit_sparse(
 
 
 class SparseProbes(NamedTuple):
-    """A logistic probe of each concept on its own k features."""
+    """Logistic probes of each concept on its own features."""
 
     ranked: Tensor
-    """[concept, k]"""
-    weights: Tensor
-    """[concept, k], of the raw activations."""
+    """[concept, most]"""
+    weights: dict[int, Tensor]
+    """[concept, k], of the activations of the first k, by k."""
 
-    def aurocs(self, found: Firings, examples: Examples) -> Float[np.ndarray, " concept"]:
-        """The AUROC on other examples."""
-        scores = torch.einsum("cek,ck->ce", _inputs(found, self.ranked, examples), self.weights)
-        return auroc(scores.numpy(), examples.positive)
+    def aurocs(self, found: Firings, examples: Examples) -> dict[int, Float[np.ndarray, " concept"]]:
+        """The AUROC on other examples, by k."""
+        inputs = _inputs(found, self.ranked, examples)
+        scores = {k: torch.einsum("cek,ck->ce", inputs[:, :, :k], own) for k, own in self.weights.items()}
+        return {k: auroc(own.numpy(), examples.positive) for k, own in scores.items()}
 
 
 def fit_sparse_probes(
     found: Firings, ranked: Int[Tensor, "concept most"], examples: Examples, k: Sequence[int], l2: float
-) -> dict[int, SparseProbes]:
+) -> SparseProbes:
     """For each k the probes on the first k ranked features."""
     inputs = _inputs(found, ranked, examples)
     # A common unit, so that the penalty weighs the same on all features.
     unit = inputs.square().mean(1).sqrt().clamp_min(1e-12)
     scaled = inputs / unit[:, None]
-    probes = {}
-    for one in k:
-        weights, _ = fit_sparse(scaled[:, :, :one], examples.positive, l2)
-        probes[one] = SparseProbes(ranked[:, :one], weights / unit[:, :one])
-    return probes
+    weights = {one: fit_sparse(scaled[:, :, :one], examples.positive, l2)[0] / unit[:, :one] for one in k}
+    return SparseProbes(ranked, weights)
 
 
 def dense_auroc(probe: Probe, sample: Sample, probed: Probed) -> Float[np.ndarray, " concept"]:
