@@ -127,7 +127,7 @@ def _distributions() -> Mapping[str, list[str]]:
 
 def _providers(package: str) -> list[str]:
     """The distributions that provide an import name; one of that very name is taken at its word."""
-    return [package] if _normalised(package) in pins() else sorted({*_distributions().get(package, [])})
+    return [_normalised(package)] if _normalised(package) in pins() else sorted({*_distributions().get(package, [])})
 
 
 @cache
