@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.trainers import SHARES, Inference, Recipe, weaken
+from benchmarks.trainers import POSITIVE, SHARES, Inference, Recipe, weaken
 from stages.lib.io import plugins
 from stages.lib.run.seeds import integer
 from stages.lib.sae import saved
@@ -67,9 +67,9 @@ class OurTrainer:
         self.sae.lead(self.latest, lr, warm_up)
         self.done = min(self.done + 1, self.schedule.n_steps - 1)
 
-    def kill(self, dead: Tensor) -> None:
-        """Make these features dead."""
-        weaken(self.sae.W_enc.detach().T, self.sae.b_enc.detach(), dead)
+    def kill(self, dead: Tensor, positive: float = POSITIVE) -> None:
+        """Make these features dead, with pre-activations that are above 0 on this share of the tokens."""
+        weaken(self.sae.W_enc.detach().T, self.sae.b_enc.detach(), dead, positive)
         self.sae.tokens_since_fired[dead] = self.sae.dead_tokens
 
     def inference(self, validation: Tensor) -> Inference:

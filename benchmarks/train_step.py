@@ -15,7 +15,9 @@ and W_enc. One thread, unless OMP_NUM_THREADS says otherwise; then times are the
 machine disturbs those least, else and on a GPU the wall's. Activations are sums of a few of many directions. Our SAEs
 are trained for `--warm-up` steps first, since codes are denser at the start and our steps take as long as codes are
 dense; the others' steps do not depend on it, so they get one. With `dead`, a tenth of the features are dead and the
-loss that revives them is at work in every step.
+loss that revives them is at work in every step. Pre-activations of dead features are above 0 on two tokens in a
+thousand, as in trainings with as many; those of `new` ones on every other token, which takes us longer and the others
+as long.
 
 bf16 is autocast for others and for us the search for active features, whose codes are computed again in float32.
 """
@@ -48,6 +50,8 @@ OTHERS_WARM_UP = 1
 LR, LEAST_STEPS = 1e-3, 500
 """Of the training that a timed step belongs to: codes that a hasty penalty has emptied would flatter us."""
 DEAD_SHARE = 0.1
+DEAD, NEW = "10 %", "10 %, new"
+"""Dead features as they are in trainings, and such as have just been made."""
 NEVER = 10**9
 """Tokens after which a feature is dead: none is, unless it is made so."""
 PEAK_SIZE = 8192
@@ -60,7 +64,8 @@ class Row(NamedTuple):
     method: str
     library: str
     precision: str
-    dead: bool = False
+    dead: str = ""
+    """Which features are dead."""
 
 
 class Timed(NamedTuple):
@@ -131,7 +136,7 @@ def our_steps(method: str, sizes: tuple[int, int, int], batches: list[torch.Tens
     for step in range(warm_up):
         trained.step(batches[step % len(batches)])
     for precision in kinds:
-        for dead in (False, True) if revives(method) else (False,):
+        for dead in ("", DEAD, NEW) if revives(method) else ("",):
             trainer = OurTrainer(recipe(method, sizes, batches[0], precision, warm_up))
             trainer.sae.restore(copy.deepcopy(trained.sae.state()))
             trainer.done = trained.done
@@ -145,7 +150,7 @@ def other_steps(
     """A library's step in each precision that it has, idle and, if wanted, with dead features."""
     device, found = batches[0].device, {}
     for precision in library.precisions(method, device.type):
-        for dead in (False, True) if with_dead and revives(method) else (False,):
+        for dead in ("", DEAD) if with_dead and revives(method) else ("",):
             chosen = recipe(method, sizes, batches[0], precision, OTHERS_WARM_UP)
             if (library.name, method) in TARGET_L0:
                 chosen = chosen._replace(level=float(sizes[2]))
@@ -156,15 +161,18 @@ def other_steps(
     return found
 
 
-def timed(trainer: Trainer, x: torch.Tensor, d_sae: int, dead: bool) -> Timed:
+def timed(trainer: Trainer, x: torch.Tensor, d_sae: int, dead: str) -> Timed:
     """A step of a trainer; dead features are made so before each, since they may fire again."""
     chosen = doomed(d_sae, x.device)
     own = trainer if isinstance(trainer, OurTrainer) else None
-    return Timed(
-        lambda: trainer.step(x),
-        (lambda: trainer.kill(chosen)) if dead else lambda: None,
-        (lambda: float(own.latest.l0)) if own else None,
-    )
+
+    def prepare() -> None:
+        if dead == NEW and own:
+            own.kill(chosen, positive=0.5)
+        elif dead:
+            trainer.kill(chosen)
+
+    return Timed(lambda: trainer.step(x), prepare, (lambda: float(own.latest.l0)) if own else None)
 
 
 def measure(calls: dict[Row, Timed], rounds: int, device: torch.device) -> dict[Row, float]:
@@ -198,9 +206,9 @@ def table(seconds: dict[Row, float], calls: dict[Row, Timed], peak_ms: float | N
         others = [other for other in seconds if other.library not in (OURS, row.library) and row.method]
         others = [other for other in others if (other.method, other.dead) == (row.method, row.dead)]
         equal = [other for other in others if other.precision == row.precision]
-        idle = seconds[row._replace(dead=False)] if row.dead else None
+        idle = seconds[row._replace(dead="")] if row.dead else None
         l0 = calls[row].l0
-        cells = [row.method, row.library, row.precision, "10 %" if row.dead else "", f"{value * 1e3:.{digits}f}"]
+        cells = [row.method, row.library, row.precision, row.dead, f"{value * 1e3:.{digits}f}"]
         cells += [f"{value / limit:.2f}" for limit in (encoder, five)]
         cells += [f"{value / min(map(seconds.__getitem__, group)):.2f}" if group else "" for group in (others, equal)]
         cells += ["" if idle is None else f"{value / idle:.2f}", "" if l0 is None else f"{l0():.1f}"]
@@ -215,7 +223,8 @@ Training steps of d_in {d_in}, d_sae {d_sae}, k {k}, batches of {batch}; medians
 called in turns, in the process's time where one thread computes. Ratios below 1 are faster. `/ fastest other` leaves
 out our own and the row's own library. glibc keeps freed memory for all alike (`stages.lib.run.machine`). `L0`: active
 features a token in our last step, after {warm_up} steps of training. `10 %` of features dead means that the loss that
-revives them is at work, `/ idle` what that costs.
+revives them is at work, `/ idle` what that costs: with pre-activations above 0 on two tokens in a thousand, as
+in trainings with as many, or in `new` features on every other token.
 """
 GPU_NOTE = """
 Products of fp32 are in TF32 here, as in our training. `share of peak`: what five products would take at the rate of a

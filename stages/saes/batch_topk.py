@@ -4,7 +4,7 @@
     training    f = max(z, 0) at the k N largest z of a batch of N tokens, else 0
     inference   f = z where z > threshold, else 0                       threshold: one number, here [d_sae]
     x_hat = f W_dec + b_dec                                             [token, d_in]
-    L = mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux              (L_aux: `stages.lib.sae.topk`)
+    L = mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux              (L_aux: `stages.lib.sae.auxk`)
 
 A code that depends on the other tokens of its batch is no code of the token, so wherever the SAE is used it is the one
 of inference. The paper averages the smallest active z over batches; here the threshold is the quantile of z on
@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.lib.sae import base
+from stages.lib.sae.auxk import auxk
 from stages.lib.sae.batch_topk import BatchSAE, batch_gradients, keep_largest
-from stages.lib.sae.topk import TopKParams, auxk
+from stages.lib.sae.topk import TopKParams
 
 SAEParams = TopKParams
 

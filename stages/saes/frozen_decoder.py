@@ -3,7 +3,7 @@
     z = (x - b_dec) W_enc + b_enc                               [token, d_sae]
     f = max(z, 0) at the k largest z of each token, else 0      [token, d_sae]
     x_hat = f W_dec + b_dec,   W_dec [d_sae, d_in]: random unit rows, never trained
-    L = mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux      (L_aux: `stages.lib.sae.topk`)
+    L = mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux      (L_aux: `stages.lib.sae.auxk`)
 
 What its features score on a measure of interpretability is what fitting the encoder to arbitrary directions gives.
 """

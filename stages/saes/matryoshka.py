@@ -20,9 +20,10 @@ from torch import Tensor
 
 from stages.lib.io.errors import UserError
 from stages.lib.sae import base
+from stages.lib.sae.auxk import add_auxk_gradients, auxk
 from stages.lib.sae.batch_topk import BatchSAE, keep_largest, largest_of_batch
 from stages.lib.sae.pairs import Backward, nested, which_fired, write_bias_gradient, write_sums
-from stages.lib.sae.topk import TopKParams, add_auxk_gradients, auxk
+from stages.lib.sae.topk import TopKParams
 
 
 class SAEParams(TopKParams):

@@ -5,7 +5,7 @@
     x_hat = f W_dec + b_dec                                     [token, d_in]
     L = mean_n ||x_n - x_hat_n||^2 + aux_coefficient L_aux
 
-L_aux (`stages.lib.sae.topk`) lets features that no longer fire explain what the others leave over. A token with fewer
+L_aux (`stages.lib.sae.auxk`) lets features that no longer fire explain what the others leave over. A token with fewer
 than k positive z has fewer than k active features, so L0 is measured and not assumed; k needs no warm-up.
 """
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import fidelity, train_step
 from benchmarks.ours import SETTINGS, OurTrainer, revives
-from benchmarks.trainers import Recipe, adapters, library
+from benchmarks.trainers import Recipe, adapters, library, weaken
 from stages.lib.activations.writer import StoreWriter
 
 D_IN, D_SAE, BATCH = 8, 32, 64
@@ -45,7 +45,7 @@ def test_train_step_prints_all_our_rows(tmp_path: Path, monkeypatch: pytest.Monk
     rows = table(files["csv"])
     assert [row["library"] for row in rows[:4]] == ["limit: encoder", "limit: five"] * 2
     ours = {(row["method"], row["precision"], row["dead"]) for row in rows if row["library"] == "ours"}
-    dead = {method: ("", "10 %") if revives(method) else ("",) for method in SETTINGS}
+    dead = {method: ("", "10 %", "10 %, new") if revives(method) else ("",) for method in SETTINGS}
     assert ours == {(method, kind, n) for method in SETTINGS for kind in ("fp32", "bf16") for n in dead[method]}
     for row in rows:
         assert all(float(row[name]) >= 0 for name in ("ms", "/ encoder bf16", "/ five bf16"))
@@ -62,7 +62,7 @@ def test_ratios_by_hand() -> None:
         row("", "limit: encoder", "bf16"): 1.0,
         row("", "limit: five", "bf16"): 4.0,
         row("topk", "ours", "bf16"): 2.0,
-        row("topk", "ours", "bf16", True): 2.5,
+        row("topk", "ours", "bf16", "10 %"): 2.5,
         row("topk", "a", "bf16"): 8.0,
         row("topk", "b", "fp32"): 5.0,
         row("relu", "b", "fp32"): 1.0,
@@ -95,6 +95,17 @@ def test_dead_features_are_those_that_were_killed() -> None:
     trainer.step(x)
     assert float(trainer.latest.auxiliary) > 0
     assert not torch.equal(trainer.sae.W_dec.detach()[dead], before)
+
+
+def test_pre_activations_of_killed_features_are_as_often_positive_as_wanted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, biases = torch.randn(6, 40, generator=generator), torch.ones(6)
+    x = torch.randn(50_000, 40, generator=generator) / 40**0.5
+    for positive in (0.5, 0.02):
+        weaken(rows, biases, torch.tensor([1, 4]), positive)
+        share = (torch.addmm(biases, x, rows.T) > 0).double().mean(0)
+        assert share[[1, 4]].tolist() == pytest.approx([positive] * 2, rel=0.15)
+    assert biases[[0, 2, 3, 5]].tolist() == [1.0] * 4
 
 
 @pytest.fixture

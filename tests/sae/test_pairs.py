@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from stages.lib.run import parallel
-from stages.lib.run.parallel import over_rows
 from stages.lib.sae import pairs as module
 from stages.lib.sae.base import SAE
 from stages.lib.sae.batch_topk import guessed_least, largest, largest_of_batch
@@ -18,7 +17,6 @@ from stages.lib.sae.pairs import (
     pairs_above,
     write_gradients,
 )
-from stages.lib.sae.topk import _keep_largest_, keep_top_k
 from tests.dictionaries import D_SAE, batch, build, directions, perturb
 
 N = 60
@@ -130,17 +128,6 @@ def test_the_largest_pairs_of_a_token_ascend_and_are_exact(k: int, encoder_dtype
     found = largest_pairs(sae, x, k)
     assert torch.equal(found.feature.view(chosen.shape), chosen)
     assert close(found.z, z.gather(1, chosen).flatten())
-
-
-@pytest.mark.parametrize("shift", [-9.0, 0.0, 9.0])
-@pytest.mark.parametrize("k", [1, 7, 23])
-def test_codes_of_dead_features_are_the_largest_of_each_row(k: int, shift: float) -> None:
-    z = (3 * torch.randn(40, 23, generator=torch.Generator().manual_seed(5))).round() + shift  # with ties
-    codes = z.clone()
-    over_rows(_keep_largest_, codes.numpy(), k)
-    assert torch.equal(codes, keep_top_k(z, k))
-    over_rows(_keep_largest_, codes.fill_(torch.nan).numpy(), k)
-    assert codes.isnan().all()
 
 
 def test_the_first_of_equal_pairs_are_kept() -> None:

@@ -12,9 +12,10 @@ from stages.lib.io.errors import UserError
 from stages.lib.io.params import check
 from stages.lib.run import parallel
 from stages.lib.run.seeds import integer, numpy_generator
+from stages.lib.sae.auxk import auxk
 from stages.lib.sae.base import random_directions, remove_radial_
 from stages.lib.sae.selection import above, top_k
-from stages.lib.sae.topk import auxk, topk_gradients, topk_losses
+from stages.lib.sae.topk import topk_gradients, topk_losses
 from tests.dictionaries import D_IN, build, directions
 
 EYE = torch.eye(2)

@@ -64,6 +64,15 @@ class Backward(NamedTuple):
     """dL/dz."""
 
 
+class Gradients(NamedTuple):
+    """Those of features, which are summed over their pairs."""
+
+    W_dec: Float[Tensor, "feature d_in"]
+    """Without rows where the decoder is not trained."""
+    W_enc: Float[Tensor, "feature d_in"]
+    b_enc: Float[Tensor, " feature"]
+
+
 class Decoded(NamedTuple):
     """What the codes give."""
 
@@ -200,11 +209,25 @@ def nested(
     with_slope: bool = True,
 ) -> Nested:
     """Errors and slopes in nested dictionaries; the features of a token have to ascend."""
+    return reconstructed(sae.W_dec.detach(), sae.b_dec.detach(), x, pairs, codes, ends=ends, with_slope=with_slope)
+
+
+def reconstructed(
+    W_dec: Float[Tensor, "feature d_in"],
+    b_dec: Float[Tensor, " d_in"],
+    x: Float[Tensor, "token d_in"],
+    pairs: Pairs,
+    codes: Float[Tensor, " pair"],
+    *,
+    ends: list[int],
+    with_slope: bool = True,
+) -> Nested:
+    """What `nested` gives, for any directions."""
     errors, squares = x.new_empty(len(ends), *x.shape), x.new_empty(len(x), len(ends))
     slope = torch.empty_like(codes) if with_slope else codes.new_empty(0)
-    arrays = (tensor.detach().numpy() for tensor in (sae.W_dec, sae.b_dec, pairs.first, pairs.feature, codes))
-    W_dec, *rest = arrays
-    over_rows(decode, x.numpy(), W_dec, *rest, np.array(ends), errors.numpy(), squares.numpy(), slope.numpy())
+    inputs = (tensor.numpy() for tensor in (b_dec, pairs.first, pairs.feature, codes))
+    outputs = (errors.numpy(), squares.numpy(), slope.numpy())
+    over_rows(decode, x.numpy(), W_dec.numpy(), *inputs, np.array(ends), *outputs)
     return Nested(errors, squares.sum(0), slope)
 
 
@@ -296,18 +319,32 @@ def write_sums(
 
     Group g has the features from the end before it, or 0, to `ends[g]`.
     """
-    pairs, weights, hidden_gradient = backward
     assert sae.W_enc.grad is not None and sae.b_enc.grad is not None
     W_dec_gradient = x.new_empty(0, sae.d_in) if sae.W_dec.grad is None else sae.W_dec.grad
-    sorted_ends, token = np.zeros(sae.d_sae + 1, np.int64), np.empty(len(weights), np.int64)
+    gradients = Gradients(W_dec_gradient, sae.W_enc.grad.T, sae.b_enc.grad)
+    write_feature_sums(gradients, sae.b_dec.detach(), x, backward, errors, ends)
+
+
+def write_feature_sums(
+    gradients: Gradients,
+    b_dec: Float[Tensor, " d_in"],
+    x: Float[Tensor, "token d_in"],
+    backward: Backward,
+    errors: Float[Tensor, "group token d_in"],
+    ends: list[int],
+) -> None:
+    """Write what `write_sums` does, for any features."""
+    pairs, weights, hidden_gradient = backward
+    n_features = len(gradients.b_enc)
+    sorted_ends, token = np.zeros(n_features + 1, np.int64), np.empty(len(weights), np.int64)
     own, place = np.empty((2, len(weights)), np.float32), (pairs.first.numpy(), pairs.feature.numpy())
     by_feature(*place, weights.numpy(), hidden_gradient.numpy(), sorted_ends, token, own[0], own[1])
-    group = np.searchsorted(np.array(ends), np.arange(sae.d_sae), side="right")
-    outputs = (tensor.numpy() for tensor in (W_dec_gradient, sae.W_enc.grad.T, sae.b_enc.grad))
-    inputs = (group, sae.b_dec.detach().numpy(), sorted_ends, token, *own)
+    group = np.searchsorted(np.array(ends), np.arange(n_features), side="right")
+    outputs = (tensor.numpy() for tensor in gradients)
+    inputs = (group, b_dec.numpy(), sorted_ends, token, *own)
     # Threads share the features; the number of pairs, not of features, says whether that pays.
-    n_rows, work = sae.d_sae, int(sorted_ends[-1]) * sae.d_in
-    over_rows(feature_sums, errors.numpy(), x.numpy(), *inputs, *outputs, n_rows=n_rows, work=work)
+    work = int(sorted_ends[-1]) * x.shape[1]
+    over_rows(feature_sums, errors.numpy(), x.numpy(), *inputs, *outputs, n_rows=n_features, work=work)
 
 
 def _write_dense_sums(

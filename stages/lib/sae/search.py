@@ -22,6 +22,8 @@ from stages.lib.sae.selection import Active
 
 N_NUMBERS = 2**22
 """Pre-activations searched at a time."""
+FEWEST_GROUPS = 64
+"""Groups of columns that are looked through for those above a threshold, so that vector units have enough to do."""
 SMALLEST = 2.0**-149
 """The least float32 above 0."""
 
@@ -259,7 +261,7 @@ def above(
         margin: ... that of each feature is how far below z may be.
         at_most: the share that is too large.
     """
-    n_groups = max(1, len(encoder.bias) // 8)
+    n_groups = max(min(len(encoder.bias), FEWEST_GROUPS), len(encoder.bias) // 8)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     arrays = [tensor.numpy() for tensor in (encoder.bias, below)]
     counts = np.empty(len(x), np.int64)
