@@ -22,7 +22,7 @@ from stages.lib.activations.progress import Batch, Progress
 from stages.lib.activations.store import DTYPES, SPLITS
 from stages.lib.activations.writer import StoreWriter, place
 from stages.lib.io.files import read_json
-from stages.lib.language.extraction import Hook, extract, share
+from stages.lib.language.extraction import Hook, extract, runners
 from stages.lib.language.model import MODEL, Place, check_hook, load_model, resolve_hook, revisions_of, weights_checksum
 from stages.lib.run.log import Log
 from stages.lib.run.processes import Team
@@ -30,6 +30,8 @@ from stages.lib.run.resume import Resume
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+    from stages.lib.language.direct import Direct
 
 RECORD_SECONDS = 20.0
 """Seconds between two records of progress: what a kill can cost."""
@@ -120,7 +122,8 @@ class Pass:
     def run(self, model: "TransformerBridge", n_workers: int, record: Callable[[], None]) -> None:
         """Run the batches; `record` is called every `RECORD_SECONDS`, and in the end, also after an error."""
         with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            models = [model, *(share(model) for _ in range(1, min(n_workers, self._n_batches)))]
+            hooks = [output.hook for output in self._outputs]
+            models = runners(model, hooks, max(1, min(n_workers, self._n_batches)))
             workers = [pool.submit(self._work, shared) for shared in models]
             try:
                 while unfinished(workers, RECORD_SECONDS):
@@ -133,7 +136,7 @@ class Pass:
         for worker in workers:
             worker.result()  # the error that ended it, if there is one
 
-    def _work(self, model: "TransformerBridge") -> None:
+    def _work(self, model: "TransformerBridge | Direct") -> None:
         """Run batches until none is left: one thread's part."""
         while not self._stopped.is_set():
             with self._lock:
@@ -144,7 +147,7 @@ class Pass:
             with self._lock:
                 self._written(batch, n_rows)
 
-    def _run_batch(self, model: "TransformerBridge", batch: Batch) -> int:
+    def _run_batch(self, model: "TransformerBridge | Direct", batch: Batch) -> int:
         """Write the rows of a batch to all stores; returns how many each got."""
         layout, split = self._layout, batch.split
         hooks = [output.hook for output in self._outputs]

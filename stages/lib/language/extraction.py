@@ -9,10 +9,17 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from stages.lib.io.errors import UserError
+from stages.lib.language.direct import Direct, depth_of, direct
 from stages.lib.language.windows import Windows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+
+NEAR = 0.02
+"""Relative distance that two ways to compute in bfloat16 may have."""
+PROBE = (2, 128)
+"""Windows, and tokens of a window, on which two ways to compute are compared."""
 
 
 class Hook(NamedTuple):
@@ -52,13 +59,37 @@ def plan(rows: Int64[np.ndarray, " window"], order: Int64[np.ndarray, " window"]
 
 
 def capture(
-    model: "TransformerBridge", tokens: Int[Tensor, "batch pos"], hooks: list[Hook]
+    model: "TransformerBridge | Direct", tokens: Int[Tensor, "batch pos"], hooks: list[Hook]
 ) -> list[Float[Tensor, "batch pos d_in"]]:
     """What passes each hook in one pass; nothing above the highest of their layers runs."""
     names = [hook.name for hook in hooks]
+    if isinstance(model, Direct):
+        return model.streams(tokens, [depth for name in names if (depth := depth_of(name)) is not None])
     with torch.inference_mode():
         _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=max(hook.layer for hook in hooks) + 1)
     return [cache[name] for name in names]  # the cache may hold the same tensors under aliases too
+
+
+def runners(model: "TransformerBridge", hooks: list[Hook], n: int) -> "list[TransformerBridge] | list[Direct]":
+    """What `n` threads run at once to capture the hooks, with the same weights in the same memory.
+
+    Without the bridge if nothing but the residual stream is asked for, and if on some tokens what comes out is the
+    same: in float32 to the bit, in bfloat16 within rounding.
+    """
+    found = direct(model)
+    if found is not None and all(depth_of(hook.name) is not None for hook in hooks) and _agree(found, model, hooks):
+        return [found] * n
+    return [model, *(share(model) for _ in range(1, n))]
+
+
+def _agree(found: Direct, model: "TransformerBridge", hooks: list[Hook]) -> bool:
+    """Whether both give the same on some tokens."""
+    n, n_ctx = PROBE
+    tokens = torch.arange(n * min(n_ctx, model.cfg.n_ctx)).reshape(n, -1) % model.cfg.d_vocab
+    pairs = zip(capture(found, tokens, hooks), capture(model, tokens, hooks), strict=True)
+    if found.dtype == torch.float32:
+        return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    return all(torch.dist(ours.float(), theirs.float()) <= NEAR * theirs.float().norm() for ours, theirs in pairs)
 
 
 def share(model: "TransformerBridge") -> "TransformerBridge":
@@ -67,7 +98,12 @@ def share(model: "TransformerBridge") -> "TransformerBridge":
 
 
 def extract(
-    model: "TransformerBridge", windows: Windows, work: Work, hooks: list[Hook], dtype: torch.dtype, batch: slice
+    model: "TransformerBridge | Direct",
+    windows: Windows,
+    work: Work,
+    hooks: list[Hook],
+    dtype: torch.dtype,
+    batch: slice,
 ) -> Rows:
     """The rows of some windows of the work, as `dtype`.
 
@@ -76,7 +112,7 @@ def extract(
     Raises:
         UserError: if an activation is not finite, naming the document.
     """
-    device = next(model.parameters()).device
+    device = model.device if isinstance(model, Direct) else next(model.parameters()).device
     window, first, rows = (column[batch, None] for column in work)
     pos = np.arange(int(rows.max()) + 1)[None]
     taken = (pos >= 1) & (pos <= rows)
