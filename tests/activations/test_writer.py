@@ -32,7 +32,9 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-def test_rows_land_where_they_are_sent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [True, False])
+def test_rows_land_where_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
+    monkeypatch.setattr(module, "MAPPED_BYTES", 5 * 20 - (not mapped))
     writer = StoreWriter(tmp_path, IDENTITY, {"train": 5}, shard_rows=2)
     assert writer.shards == {"train": [2, 2, 1]}  # two equal shards and a kept tail
     assert writer.prepare("train") is False
@@ -126,7 +128,11 @@ def test_shards_read_in_any_order_make_the_same_index(tmp_path: Path) -> None:
     assert (tmp_path / "index.json").read_bytes() == expected
 
 
-def test_rows_of_many_threads_land_where_they_are_sent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [True, False])
+def test_rows_of_many_threads_land_where_they_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    monkeypatch.setattr(module, "MAPPED_BYTES", module.MAPPED_BYTES * mapped)
     rows = torch.randn(4000, 3, generator=torch.Generator().manual_seed(2))
     order = np.random.default_rng(3).permutation(4000)
     writer = StoreWriter(tmp_path, IDENTITY, {"train": 4000}, shard_rows=333)
@@ -134,6 +140,7 @@ def test_rows_of_many_threads_land_where_they_are_sent(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for part in np.split(np.arange(4000), 50):
             pool.submit(writer.scatter, "train", order[part], rows[part], part + 1)
+            pool.submit(writer.flush)
     writer.finish()
     shards = [load_file(path) for path in sorted(tmp_path.glob("*.safetensors"))]
     assert torch.equal(torch.cat([shard["activations"] for shard in shards])[order], rows)

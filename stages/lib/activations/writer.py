@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from stages.lib.activations.store import DTYPES, FORMAT, shard_header
@@ -28,6 +28,11 @@ from stages.lib.io.files import write_json
 BLOCK_NUMBERS = 2**18
 """Numbers read at once for the checksums and moments, in whole rows: as many as stay in a core's cache. Part of the
 result's definition (rounding)."""
+MAPPED_BYTES = 2**30
+"""Size of a store up to which rows are written through a memory map: a copy each instead of two system calls.
+
+Of larger stores the pages that are written to would push each other out of memory, and be read again for every row.
+"""
 MANTISSA = 10
 """Bits of a norm that the histogram keeps after the leading one: percentiles are good to 2^-10 = .1 %."""
 
@@ -113,6 +118,9 @@ class StoreWriter:
         self.shards = {
             split: [min(shard_rows, n - first) for first in range(0, n, shard_rows)] for split, n in rows.items()
         }
+        self._maps: dict[Path, npt.NDArray[np.uint8]] | None = (
+            {} if sum(rows.values()) * (8 + self._width) <= MAPPED_BYTES else None
+        )
         self._unflushed: set[Path] = set()
         self._lock = Lock()
 
@@ -155,7 +163,8 @@ class StoreWriter:
     ) -> None:
         """Write rows to their places.
 
-        Row by row: with thousands of shards a batch has a row or two for each, and mapping them would take longer.
+        In a large store row by row: with thousands of shards a batch has a row or two for each, and mapping them would
+        take longer.
         """
         data = activations.to(self._dtype).contiguous().view(torch.uint8).numpy()
         numbers = positions.astype("<i8")
@@ -166,21 +175,30 @@ class StoreWriter:
                 continue
             number = int(place[group[0]]) // self.shard_rows
             rows, path = self.shards[split][number], self.path(split, number)
-            descriptor = os.open(path, os.O_WRONLY)
-            try:
-                header = os.fstat(descriptor).st_size - rows * (8 + self._width)
-                for row, inside in zip(group.tolist(), (place[group] - number * self.shard_rows).tolist(), strict=True):
-                    write_at(descriptor, numbers[row : row + 1], header + 8 * inside)
-                    write_at(descriptor, data[row], header + 8 * rows + self._width * inside)
-            finally:
-                os.close(descriptor)
+            inside = place[group] - number * self.shard_rows
+            if self._maps is not None:
+                content = self._map(path)[-rows * (8 + self._width) :]
+                content[: 8 * rows].view("<i8")[inside] = numbers[group]
+                content[8 * rows :].reshape(rows, self._width)[inside] = data[group]
+            else:
+                write_rows(path, rows, inside, data[group], numbers[group])
             with self._lock:
                 self._unflushed.add(path)
+
+    def _map(self, path: Path) -> npt.NDArray[np.uint8]:
+        """A shard as memory, until the next flush."""
+        with self._lock:
+            assert self._maps is not None
+            if path not in self._maps:
+                self._maps[path] = np.memmap(path, np.uint8, "r+")
+            return self._maps[path]
 
     def flush(self) -> None:
         """Have everything written so far on the disk, so that progress may be recorded."""
         with self._lock:
             paths, self._unflushed = sorted(self._unflushed), set()
+            if self._maps is not None:
+                self._maps.clear()
         for path in paths:
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -205,8 +223,10 @@ class StoreWriter:
             # Position 0 is the first of a window and has no row, so a 0 is a place that was never written.
             assert np.frombuffer(head, np.int64, rows, len(head) - 8 * rows).all(), f"{split} has unwritten rows"
             block_rows = max(1, BLOCK_NUMBERS // self.identity["d_in"])
+            room = memoryview(bytearray(block_rows * self._width))
             for first in range(0, rows, block_rows):
-                data = bytearray(handle.read(min(block_rows, rows - first) * self._width))
+                data = room[: min(block_rows, rows - first) * self._width]
+                assert handle.readinto(data) == len(data), f"{split} was cut off"
                 digest.update(data)
                 block = torch.frombuffer(data, dtype=self._dtype).reshape(-1, self.identity["d_in"])
                 moments.update(block.double().numpy())
@@ -248,6 +268,25 @@ class StoreWriter:
         }
         mean = moments["train"].mean.tolist()
         return {**self.identity, "format": FORMAT, "mean": mean, "scale": scale, "splits": splits}
+
+
+def write_rows(
+    path: Path,
+    rows: int,
+    inside: Int64[np.ndarray, " row"],
+    data: UInt8[np.ndarray, "row byte"],
+    numbers: Int64[np.ndarray, " row"],
+) -> None:
+    """Write some rows of a shard of `rows`, and their positions, to their places."""
+    width = data.shape[1]
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        header = os.fstat(descriptor).st_size - rows * (8 + width)
+        for row, at in enumerate(inside.tolist()):
+            write_at(descriptor, numbers[row : row + 1], header + 8 * at)
+            write_at(descriptor, data[row], header + 8 * rows + width * at)
+    finally:
+        os.close(descriptor)
 
 
 def write_at(descriptor: int, data: npt.NDArray[Any], offset: int) -> None:
