@@ -6,7 +6,8 @@
     python -m benchmarks.activations waiting
 
 `extraction`: tokens a second of one thread that runs the model up to the hook and writes the rows, next to
-TransformerLens' own defaults and to the matrix products alone, which nothing can beat; all in turns, medians of rounds.
+TransformerLens up to the hook, to its own defaults, and to the matrix products alone, which nothing can beat; all in
+turns, medians of rounds, in seconds of the thread, which what else the machine does hardly changes.
 
 `store`: the whole stage, in a process of its own, on a tiny model and more and more tokens: seconds, peak memory, bytes
 of the index; and MB/s of writing, checking and reading next to plain sequential files of the same bytes.
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,7 @@ from stages.lib.activations.permutation import Permutation
 from stages.lib.activations.store import Store, open_store
 from stages.lib.activations.writer import StoreWriter
 from stages.lib.io.files import write_json
-from stages.lib.language.extraction import Hook, Work, extract
+from stages.lib.language.extraction import Hook, Work, extract, runners
 from stages.lib.language.model import MODEL
 from stages.lib.language.windows import Windows, WindowWriter
 from stages.lib.run.machine import keep_freed_memory
@@ -48,6 +50,8 @@ from stages.lib.sae.training import stretches
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+    from stages.lib.language.direct import Direct
 
 ROOT = Path(__file__).resolve().parent.parent
 MB = 1e6
@@ -108,16 +112,16 @@ def random_windows(d_vocab: int, n_windows: int, n_ctx: int) -> Windows:
 
 
 def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way, all called in turns after one call that does not count."""
+    """Median seconds of this thread that each way takes, all called in turns after one call that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
         for way in ways.values():
             way()
         for _ in range(rounds):
             for name, way in ways.items():
-                begun = time.perf_counter()
+                begun = time.thread_time()
                 way()
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.thread_time() - begun)
     return {name: statistics.median(some) for name, some in seconds.items()}
 
 
@@ -137,16 +141,19 @@ def extraction(options: argparse.Namespace, scratch: Path) -> Table:
         writer.prepare("train")
         permutation = Permutation(n_rows, tuple(range(8)))
 
-        def ours() -> None:
-            found = extract(model, windows, work, [hook], torch.float32, slice(0, batch))  # noqa: B023 - called here
+        def rows_of(runner: "TransformerBridge | Direct") -> None:
+            found = extract(runner, windows, work, [hook], torch.float32, slice(0, batch))  # noqa: B023 - called here
             writer.scatter("train", permutation(found.row), found.activations[0], found.position)  # noqa: B023
+
+        [chosen] = runners(model, [hook], 1)
 
         def defaults() -> None:
             model.run_with_cache(windows.tokens.long())  # noqa: B023
 
-        ways = {
+        ways: dict[str, Callable[[], object]] = {
             "matrix products alone": products(path, layer, batch, n_ctx, dtype),
-            "this stage, rows on disk": ours,
+            "this stage, rows on disk": partial(rows_of, chosen),
+            "TransformerLens up to the hook, rows on disk": partial(rows_of, model),
             "TransformerLens run_with_cache": defaults,
         }
         seconds = interleaved(ways, options.rounds)
