@@ -16,6 +16,7 @@ from stages.lib.detectors.coverage import chance_level
 from stages.lib.detectors.firings import Firings, encoded_firings, largest, level_of, listed
 from stages.lib.detectors.label_sums import Members, Words, detector_counts, in_words, members
 from stages.lib.detectors.null import Track, concept_null, offsets
+from stages.lib.detectors.shifted import Circle, circle
 from stages.lib.sae.saved import SAE, Encoder
 from stages.lib.sae.selection import Active
 
@@ -39,6 +40,8 @@ class Sample(NamedTuple):
     """The labels in the form in which they add up fastest, made once for all checkpoints."""
     positives: np.ndarray
     """Tokens with each concept."""
+    circle: Circle
+    """The labels in the form in which shifted ones add up fastest."""
 
     def halves(self) -> tuple[slice, slice]:
         """The tokens of each half."""
@@ -48,7 +51,7 @@ class Sample(NamedTuple):
 def make_sample(x: Float[Tensor, "token d_in"], labels: Bool[np.ndarray, "token concept"], n_first: int) -> Sample:
     """A sample with what all checkpoints need of it."""
     variation = float((x - x.double().mean(dim=0)).square().sum())
-    return Sample(x, labels, n_first, variation, in_words(labels), labels.sum(axis=0))
+    return Sample(x, labels, n_first, variation, in_words(labels), labels.sum(axis=0), circle(labels))
 
 
 class Shifts(NamedTuple):
@@ -113,7 +116,7 @@ def select(sae: SAE, sample: Sample) -> Selection:
         table = counts.totals()
         halves.append(_half(part, table.less(before) if before else table, sae.d_sae))
         before = table
-    track = Track(fired.row, fired.feature, level, sample.labels, sae.d_sae)
+    track = Track(fired.row, fired.feature, level, sample.labels, sae.d_sae, sample.circle)
     return Selection(counts.best_detectors(), maximum, (halves[0], halves[1]), track)
 
 
@@ -153,7 +156,7 @@ def score(
     keys, labels = Members(order.first, fired.row[order.row]), sample.words
     counts = [detector_counts(choice.feature, choice.level, keys, level, labels) for choice in choices]
     scores = [f1(both, n_fired, sample.positives) for both, n_fired in counts]
-    track = Track(fired.row, fired.feature, level_by_firing, sample.labels, sae.d_sae)
+    track = Track(fired.row, fired.feature, level_by_firing, sample.labels, sae.d_sae, sample.circle)
     return Scores(scores, error / sample.variation, len(fired.row) / len(sample.x)), track
 
 

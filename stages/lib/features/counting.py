@@ -11,6 +11,7 @@ from stages.lib.detectors.counts import Confusion, Table
 from stages.lib.detectors.firings import Encode, Firings, encoded_firings, joined, level_of
 from stages.lib.detectors.label_sums import Words, in_words
 from stages.lib.detectors.null import Track, feature_null
+from stages.lib.detectors.shifted import Circle, circle
 from stages.lib.features.specialisation import Tally
 from stages.lib.run.parallel import compiled
 from stages.lib.sae.saved import SAE, Encoder
@@ -66,10 +67,11 @@ class FiringCounts:
 
 
 class Part(NamedTuple):
-    """A part of a split, with its labels in the form in which they add up fastest, made once for all SAEs."""
+    """A part of a split, with its labels in the forms in which they add up fastest, made once for all SAEs."""
 
     labelled: Labelled
     words: Words
+    circle: Circle
 
     def firings(self, encode: Encode) -> Firings:
         """Where features fire; memory grows with the firings of one SAE."""
@@ -82,12 +84,13 @@ class Part(NamedTuple):
 
     def track(self, found: Firings, d_sae: int) -> Track:
         """Firings with the labels of their tokens; no levels."""
-        return Track(found.row, found.feature, np.zeros(len(found.row), np.uint8), self.labelled.labels, d_sae)
+        none = np.zeros(len(found.row), np.uint8)
+        return Track(found.row, found.feature, none, self.labelled.labels, d_sae, self.circle)
 
 
 def as_part(labelled: Labelled) -> Part:
     """A part to count on."""
-    return Part(labelled, in_words(labelled.labels))
+    return Part(labelled, in_words(labelled.labels), circle(labelled.labels))
 
 
 class Counted(NamedTuple):
