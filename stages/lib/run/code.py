@@ -58,9 +58,8 @@ class Memo:
 
     def keep(self, found: dict[Path, Any]) -> None:
         """Write what is known of these files, and of no others."""
-        write_json(
-            self.path, {"version": self._version, "found": {_digest(file): found[file] for file in sorted(found)}}
-        )
+        self._found = {_digest(file): found[file] for file in sorted(found)}
+        write_json(self.path, {"version": self._version, "found": self._found})
 
 
 def _digest(file: Path) -> str:
