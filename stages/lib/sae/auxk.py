@@ -20,12 +20,12 @@ from torch import Tensor
 
 from stages.lib.run.parallel import compiled, over_rows
 from stages.lib.sae.base import SAE
+from stages.lib.sae.pair_loops import add_rows, products
 from stages.lib.sae.pairs import (
     DENSE_FROM,
     Backward,
     Gradients,
     Pairs,
-    reconstructed,
     squared,
     write_feature_sums,
 )
@@ -92,6 +92,37 @@ def _clear_inactive_(hidden: np.ndarray, codes: np.ndarray, start: int, stop: in
             hidden[r, j] = hidden[r, j] if codes[r, j] > 0 else 0
 
 
+@compiled
+def _explain(
+    error: np.ndarray,
+    W_dec: np.ndarray,
+    start: int,
+    stop: int,
+    first: np.ndarray,
+    feature: np.ndarray,
+    code: np.ndarray,
+    miss: np.ndarray,
+    slope: np.ndarray,
+    change: np.ndarray,
+) -> None:
+    """Write, for tokens that have pairs, what e_hat leaves, its products with the directions, and what squares gain.
+
+    Rows of other tokens, for which e_hat is 0, are left as they are: nothing is summed over them.
+    """
+    for n in range(start, stop):
+        part = slice(first[n], first[n + 1])
+        if first[n] < first[n + 1]:
+            own, before, after = miss[n], error.dtype.type(0), error.dtype.type(0)
+            for j in range(own.shape[0]):
+                own[j] = error[n, j]
+                before += own[j] * own[j]
+            add_rows(own, W_dec, feature[part], code[part], first[n + 1] - first[n])
+            for j in range(own.shape[0]):
+                after += own[j] * own[j]
+            products(own, W_dec, feature[part], slope[part])
+            change[n] = after - before
+
+
 def add_auxk_gradients(
     sae: SAE, x: Float[Tensor, "token d_in"], error: Float[Tensor, "token d_in"], aux_coefficient: float
 ) -> Float[Tensor, ""]:
@@ -123,21 +154,17 @@ def _of_pairs(
     z: Float[Tensor, "token dead"],
 ) -> tuple[Gradients, Float[Tensor, ""]]:
     """Half the gradient of sum_n ||e_n - e_hat_n||^2, and that sum, over the pairs of f'."""
-    found = above(z, torch.zeros_like(z[0]))
-    over_rows(keep_largest_of_pairs_, found.value.numpy(), sae.d_in // 2, found.first.numpy(), n_rows=len(z))
-    # e_hat is 0 for most tokens; what follows is about the others.
-    counts = found.first.diff()
-    tokens = counts.nonzero()[:, 0]
-    x, own_error = x[tokens], error[tokens]
-    pairs = Pairs(torch.cat([counts.new_zeros(1), counts[tokens].cumsum(0)]), found.feature, found.value)
-    W_dec, codes, ends = sae.W_dec.detach()[dead], pairs.z, [len(dead)]
-    # e_hat - e is the error of a reconstruction of e.
-    miss = reconstructed(W_dec, torch.zeros_like(sae.b_dec), -own_error, pairs, codes, ends=ends)
-    backward = Backward(pairs, codes, miss.slope.mul_(codes > 0))
+    first, feature, codes = above(z, torch.zeros_like(z[0]))
+    over_rows(keep_largest_of_pairs_, codes.numpy(), sae.d_in // 2, first.numpy(), n_rows=len(z))
+    W_dec, miss, slope = sae.W_dec.detach()[dead], torch.empty_like(error), torch.empty_like(codes)
+    change = error.new_zeros(len(error))
+    arrays = (tensor.numpy() for tensor in (W_dec, first, feature, codes, miss, slope, change))
+    over_rows(_explain, error.numpy(), *arrays, work=len(codes) * sae.d_in)
+    backward = Backward(Pairs(first, feature, codes), codes, slope.mul_(codes > 0))
     n_trained = 0 if sae.W_dec.grad is None else len(dead)
     gradients = Gradients(W_dec.new_empty(n_trained, sae.d_in), torch.empty_like(W_dec), W_dec.new_empty(len(dead)))
-    write_feature_sums(gradients, sae.b_dec.detach(), x, backward, miss.errors, ends)
-    return gradients, squared(error) - squared(own_error) + miss.squares[0]
+    write_feature_sums(gradients, sae.b_dec.detach(), x, backward, miss[None], [len(dead)])
+    return gradients, squared(error) + change.sum()
 
 
 def _of_products(

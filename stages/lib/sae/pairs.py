@@ -209,25 +209,11 @@ def nested(
     with_slope: bool = True,
 ) -> Nested:
     """Errors and slopes in nested dictionaries; the features of a token have to ascend."""
-    return reconstructed(sae.W_dec.detach(), sae.b_dec.detach(), x, pairs, codes, ends=ends, with_slope=with_slope)
-
-
-def reconstructed(
-    W_dec: Float[Tensor, "feature d_in"],
-    b_dec: Float[Tensor, " d_in"],
-    x: Float[Tensor, "token d_in"],
-    pairs: Pairs,
-    codes: Float[Tensor, " pair"],
-    *,
-    ends: list[int],
-    with_slope: bool = True,
-) -> Nested:
-    """What `nested` gives, for any directions."""
     errors, squares = x.new_empty(len(ends), *x.shape), x.new_empty(len(x), len(ends))
     slope = torch.empty_like(codes) if with_slope else codes.new_empty(0)
-    inputs = (tensor.numpy() for tensor in (b_dec, pairs.first, pairs.feature, codes))
-    outputs = (errors.numpy(), squares.numpy(), slope.numpy())
-    over_rows(decode, x.numpy(), W_dec.numpy(), *inputs, np.array(ends), *outputs)
+    arrays = (tensor.detach().numpy() for tensor in (sae.W_dec, sae.b_dec, pairs.first, pairs.feature, codes))
+    W_dec, *rest = arrays
+    over_rows(decode, x.numpy(), W_dec, *rest, np.array(ends), errors.numpy(), squares.numpy(), slope.numpy())
     return Nested(errors, squares.sum(0), slope)
 
 
