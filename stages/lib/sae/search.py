@@ -3,12 +3,13 @@
 The products z = x W_enc + bias of some hundred tokens are searched while they are in the processor's cache, and the
 bias is added there, so a step neither writes nor reads the d_sae numbers of all its tokens in full precision.
 
-For the k largest of a row, columns are dealt into groups, column j into group j mod n_groups. Just k or, with ties,
-more groups have a maximum of at least their k-th largest maximum, so at least k numbers reach it, and only in these
-groups are there any: a few more than k. Maxima of groups dealt like that need no branches, so they run on the vector
-units. In the same way, only groups whose maximum exceeds a threshold are looked through for those above it.
+For the k largest of a row, columns are dealt into groups, column j into group j mod n_groups. What the maxima of k
+groups or a few more reach is reached by at least k numbers, and only in these groups are there any: a few more than k.
+Maxima of groups dealt like that need no branches, so they run on the vector units. In the same way, only groups whose
+maximum exceeds a threshold are looked through for those above it.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,10 +30,11 @@ SMALLEST = 2.0**-149
 
 
 @compiled
-def reached_by(values: np.ndarray, n: int | np.int64, k: int) -> Any:
+def reached_by(values: np.ndarray, n: int | np.int64, k: int, most: int = 0) -> Any:
     """A number that k of the first n values reach, or more than k where their k-th largest is tied: then it is that.
 
-    It lies in [low, high]; halving that interval and counting needs no branches.
+    It lies in [low, high]; halving that interval and counting needs no branches. Where `most` is more than k, a number
+    that so many reach will do.
     """
     low, high = values[0], values[0]
     for j in range(n):
@@ -45,7 +47,7 @@ def reached_by(values: np.ndarray, n: int | np.int64, k: int) -> Any:
         count = np.int32(0)
         for j in range(n):
             count += np.int32(values[j] >= middle)
-        if count == k:
+        if count == k or k < count <= most:
             return middle
         if count > k:
             low = middle
@@ -70,17 +72,32 @@ def _widen(z: np.ndarray, bits: np.ndarray) -> None:
 
 
 @compiled
-def _load(z: np.ndarray, addend: np.ndarray, bits: np.ndarray, row: np.ndarray, best: np.ndarray) -> None:
-    """Write row = z + addend and the maxima of its groups, NaNs left out; `row` is `bits` seen as float32."""
-    d, n_groups = z.shape[0], best.shape[0]
-    best[:] = -np.inf
-    for begin in range(0, d, n_groups):
-        end = min(begin + n_groups, d)
-        _widen(z[begin:end], bits[begin:end])
-        part, own = row[begin:end], addend[begin:end]
-        for g in range(end - begin):
-            part[g] += own[g]
-            best[g] = part[g] if part[g] > best[g] else best[g]
+def _larger_(best: np.ndarray, other: np.ndarray) -> None:
+    """Write the larger of each two numbers; NaNs of `other` are left out."""
+    for g in range(other.shape[0]):
+        best[g] = other[g] if other[g] > best[g] else best[g]
+
+
+@compiled
+def _load(
+    z: np.ndarray, addend: np.ndarray, bits: np.ndarray, row: np.ndarray, best: np.ndarray, n_groups: int
+) -> None:
+    """Write row = z + addend and, first in `best`, the maxima of its groups, NaNs left out.
+
+    `row` is `bits` seen as float32, as long as whole groups, and `best` is as long.
+    """
+    _widen(z, bits[: z.shape[0]])
+    for j in range(addend.shape[0]):
+        row[j] += addend[j]
+    # A column stays in its group when what is beyond the middle is laid over what is before it; long loops are fast.
+    width = -(-row.shape[0] // n_groups // 2) * n_groups
+    best[:width] = -np.inf
+    _larger_(best[:width], row[:width])
+    _larger_(best[: row.shape[0] - width], row[width:])
+    while width > n_groups:
+        half = -(-width // n_groups // 2) * n_groups
+        _larger_(best[: width - half], best[half:width])
+        width = half
 
 
 @compiled
@@ -116,12 +133,13 @@ def _top_rows(
     bits = np.empty(-(-d // n_groups) * n_groups, np.int32)
     row = bits.view(np.float32)
     row[d:] = np.nan  # which is never found
-    best, groups = np.empty(n_groups, np.float32), np.empty(n_groups + 1, np.int32)
+    maxima, groups = np.empty(row.shape[0], np.float32), np.empty(n_groups + 1, np.int32)
+    best = maxima[:n_groups]
     found, among = np.empty(row.shape[0] + 1, np.int32), np.empty(row.shape[0], np.float32)
     for r in range(start, stop):
-        _load(z[r], bias, bits, row, best)
-        # The k-th largest maximum of a group is reached by k numbers or more, so all that are kept reach it.
-        n = _collect(row, best, reached_by(best, n_groups, k), groups, found)
+        _load(z[r], bias, bits, row, maxima, n_groups)
+        # What the maxima of k groups or more reach is reached by k numbers or more, so by all that are kept.
+        n = _collect(row, best, reached_by(best, n_groups, k, k + k // 8 + 1), groups, found)
         for q in range(n):
             among[q] = row[found[q]]
         least, m, ties = -np.inf, np.int64(0), np.int64(k)
@@ -158,13 +176,14 @@ def _rows_above(
     row = bits.view(np.float32)
     row[d:] = np.nan  # which is never found
     addend = np.empty(d, np.float32)
-    best, groups = np.empty(n_groups, np.float32), np.empty(n_groups + 1, np.int32)
+    maxima, groups = np.empty(row.shape[0], np.float32), np.empty(n_groups + 1, np.int32)
+    best = maxima[:n_groups]
     found = np.empty(row.shape[0] + 1, np.int32)
     for r in range(start, stop):
         wide = reach[r]
         for j in range(d):
             addend[j] = wide * margin[j] - below[j]
-        _load(z[r], addend, bits, row, best)
+        _load(z[r], addend, bits, row, maxima, n_groups)
         n = _collect(row, best, SMALLEST, groups, found)
         counts[r] = n
         for q in range(n):
@@ -237,7 +256,9 @@ def products(encoder: Encoder, x: Float[Tensor, "token d_in"]) -> Iterator[tuple
 def largest(encoder: Encoder, x: Float[Tensor, "token d_in"], k: int) -> tuple[Tensor, Tensor]:
     """The k features of each token with the largest z, by ascending feature, and these z; the first of equals wins."""
     feature, value = torch.empty(len(x), k, dtype=torch.int64), x.new_empty(len(x), k)
-    n_groups = min(len(encoder.bias), 1 << (4 * k).bit_length())
+    # About as many groups as columns that are looked at in the groups with the largest maxima.
+    d_sae = len(encoder.bias)
+    n_groups = min(d_sae, max(1 << (2 * k).bit_length(), 1 << math.isqrt(d_sae * k).bit_length() - 1))
     for rows, z in products(encoder, x):
         over_rows(_top_rows, z, (k, n_groups), encoder.bias.numpy(), feature[rows].numpy(), value[rows].numpy())
     return feature, value
