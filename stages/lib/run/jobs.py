@@ -20,6 +20,8 @@ from dvc.repo import Repo
 
 from stages.lib.io.errors import UserError
 
+FIRST = "check"
+"""The stage that looks at all settings and all code."""
 LAST_LINES = 30
 """Lines shown of what a failed stage has printed."""
 
@@ -109,8 +111,16 @@ def main(n_jobs: int) -> None:
     Raises:
         UserError: if a stage fails, after all that do not need it have run.
     """
-    needs = to_run()
     n_threads = max(1, len(os.sched_getaffinity(0)) // n_jobs)
-    if not in_order(needs, n_jobs, lambda stage: dvc_runs(stage, n_threads), say):
+
+    def call(stage: str) -> Done:
+        return dvc_runs(stage, n_threads)
+
+    needs = to_run()
+    well = True
+    if FIRST in needs:  # any edit changes it, and what it writes tells whether that changes anything else
+        well = in_order({FIRST: set()}, 1, call, say)
+        needs = to_run()
+    if not well or not in_order(needs, n_jobs, call, say):
         raise UserError("a stage failed (see above); the same command goes on from what is done")
     say("Data and pipelines are up to date.")
