@@ -90,7 +90,11 @@ def run(project: Path, *arguments: str, **variables: str) -> tuple[dict[str, Any
 
 
 def is_there(process: int) -> bool:
-    return Path(f"/proc/{process}/stat").exists() and Path(f"/proc/{process}/stat").read_text().split(") ")[1][0] != "Z"
+    """Whether a process has not ended; it may end while one looks."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_stage_is_what_it_is_without_a_server(project: Path) -> None:
