@@ -34,7 +34,7 @@ import torch
 
 from benchmarks.ours import SETTINGS, OurTrainer, precisions, revives
 from benchmarks.tables import Table, heading, write
-from benchmarks.trainers import Library, Recipe, Trainer, adapters, clock, libraries, use_threads
+from benchmarks.trainers import RARELY, Library, Recipe, Trainer, adapters, clock, libraries, use_threads
 from stages.lib.io import plugins
 from stages.lib.run.machine import keep_freed_memory
 from stages.lib.sae.base import random_directions
@@ -50,8 +50,8 @@ OTHERS_WARM_UP = 1
 LR, LEAST_STEPS = 1e-3, 500
 """Of the training that a timed step belongs to: codes that a hasty penalty has emptied would flatter us."""
 DEAD_SHARE = 0.1
-DEAD, NEW = "10 %", "10 %, new"
-"""Dead features as they are in trainings, and such as have just been made."""
+DEAD, RARE = "10 %", "10 %, rarely positive"
+"""Dead features whose pre-activations are as often above 0 as below, and such as `untrained` has (`RARELY`)."""
 NEVER = 10**9
 """Tokens after which a feature is dead: none is, unless it is made so."""
 PEAK_SIZE = 8192
@@ -136,7 +136,7 @@ def our_steps(method: str, sizes: tuple[int, int, int], batches: list[torch.Tens
     for step in range(warm_up):
         trained.step(batches[step % len(batches)])
     for precision in kinds:
-        for dead in ("", DEAD, NEW) if revives(method) else ("",):
+        for dead in ("", DEAD, RARE) if revives(method) else ("",):
             trainer = OurTrainer(recipe(method, sizes, batches[0], precision, warm_up))
             trainer.sae.restore(copy.deepcopy(trained.sae.state()))
             trainer.done = trained.done
@@ -167,8 +167,8 @@ def timed(trainer: Trainer, x: torch.Tensor, d_sae: int, dead: str) -> Timed:
     own = trainer if isinstance(trainer, OurTrainer) else None
 
     def prepare() -> None:
-        if dead == NEW and own:
-            own.kill(chosen, positive=0.5)
+        if dead == RARE and own:
+            own.kill(chosen, positive=RARELY)
         elif dead:
             trainer.kill(chosen)
 
@@ -223,8 +223,8 @@ Training steps of d_in {d_in}, d_sae {d_sae}, k {k}, batches of {batch}; medians
 called in turns, in the process's time where one thread computes. Ratios below 1 are faster. `/ fastest other` leaves
 out our own and the row's own library. glibc keeps freed memory for all alike (`stages.lib.run.machine`). `L0`: active
 features a token in our last step, after {warm_up} steps of training. `10 %` of features dead means that the loss that
-revives them is at work, `/ idle` what that costs: with pre-activations above 0 on two tokens in a thousand, as
-in trainings with as many, or in `new` features on every other token.
+revives them is at work, `/ idle` what that costs: their pre-activations are above 0 on every other token, or, where
+they are `rarely positive`, on two in a thousand, as in a training with as many.
 """
 GPU_NOTE = """
 Products of fp32 are in TF32 here, as in our training. `share of peak`: what five products would take at the rate of a
